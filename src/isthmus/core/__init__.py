@@ -1,0 +1,1 @@
+"""Ids, units, errors, limits and the clock. Knows nothing of KV."""

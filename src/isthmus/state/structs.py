@@ -1,0 +1,18 @@
+"""The base of every type that crosses a wire: frozen, keyword-only, unknown fields refused, checked once at birth."""
+
+import msgspec
+
+__all__ = ["WireStruct", "require"]
+
+
+class WireStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen value that msgspec encodes. Subclasses check themselves in `__post_init__` with `require`.
+
+    They repeat `frozen=True, kw_only=True`: msgspec does not inherit the second, mypy not the first.
+    """
+
+
+def require(condition: bool, field: str, got: object, wanted: str) -> None:
+    """Raise ValueError naming the field, the value and what would be right. msgspec turns it into a ValidationError."""
+    if not condition:
+        raise ValueError(f"{field}: got {got!r}, wanted {wanted}")
