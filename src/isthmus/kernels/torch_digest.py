@@ -1,0 +1,77 @@
+"""Logical digests in torch, on any device. `reference.row_hashes` is the definition.
+
+Every word of a row is mixed by a bijection under its own key, the words of a row are summed, and the sum is mixed by a
+bijection under the row's position. So one wrong word, or one row in the wrong place, always changes the digest; the
+digest of a state is the sum over its rows, and does not depend on how they are laid out or split.
+torch has no unsigned 64-bit arithmetic: int64 wraps to the same bits.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from isthmus.core.ids import Digest
+from isthmus.kernels.mixing import MIX_A, MIX_B, SPLIT_A, SPLIT_B, signed, word_keys
+
+__all__ = ["fold", "row_digests"]
+
+_LOW32 = 0xFFFFFFFF
+
+
+def row_digests(
+    raw: Tensor,
+    *,
+    field_index: int,
+    layer_start: int,
+    token_start: int,
+    head_start: int,
+    key: int = 0,
+) -> Tensor:
+    """Digest per token.
+
+    Args:
+        raw: uint8 [L, T, H, row_bytes], the encoded rows of one field.
+        field_index: the field's index in `state.addressing.FIELD_NAMES`.
+        layer_start, token_start, head_start: logical position of raw[0, 0, 0].
+        key: 64-bit secret where the fabric is shared, else 0.
+
+    Returns:
+        int64 [T]: the sum over layers and heads of the row hashes, modulo 2**64.
+    """
+    layers, tokens, heads, row_bytes = raw.shape
+    words = -(-row_bytes // 8)
+    if row_bytes % 8:
+        raw = torch.nn.functional.pad(raw, (0, words * 8 - row_bytes))
+    mixed = raw.contiguous().view(torch.int64) ^ _keys(words, raw.device)
+    mixed = mixed.mul_(signed(MIX_A))
+    mixed ^= (mixed >> 32) & _LOW32
+    rows = mixed.mul_(signed(MIX_B)).sum(dim=-1)
+
+    def index(start: int, extent: int, shift: int) -> Tensor:
+        return torch.arange(start, start + extent, dtype=torch.int64, device=raw.device) << shift
+
+    position = (
+        index(layer_start, layers, 14)[:, None, None]
+        | index(token_start, tokens, 24)[None, :, None]
+        | index(head_start, heads, 3)[None, None, :]
+        | field_index
+    )
+    return _mix(rows + _mix(position ^ signed(key))).sum(dim=(0, 2))
+
+
+def fold(per_token: Tensor) -> Digest:
+    """The digest of a token range: the sum of its per-token digests, as an unsigned number."""
+    return Digest(int(per_token.sum().item()) % (1 << 64))
+
+
+def _mix(value: Tensor) -> Tensor:
+    """splitmix64's finaliser, a bijection on 64 bits. Shifts are logical: the sign bits are masked away."""
+    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * signed(SPLIT_A)
+    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * signed(SPLIT_B)
+    return value ^ ((value >> 31) & ((1 << 33) - 1))
+
+
+@lru_cache(maxsize=256)
+def _keys(words: int, device: torch.device) -> Tensor:
+    return torch.tensor([signed(word) for word in word_keys(words)], dtype=torch.int64, device=device)
