@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.strategies import block_table, empty_regions, pairs, shapes, sides
 
 from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch
 from isthmus.kernels import reference, torch_execute
@@ -12,7 +13,6 @@ from isthmus.kernels.binding import bind
 from isthmus.portability.compiler import compile_plan
 from isthmus.state.addressing import address_shards
 from isthmus.state.identity import TokenRange
-from tests.strategies import block_table, empty_regions, pairs, sides, shapes
 
 
 def write_by_description(group, partition, regions, num_blocks, blocks, start, values):
@@ -52,7 +52,7 @@ def a_case(pair, seed):
     tokens = TokenRange(start=start, stop=start + int(rng.integers(1, 20)))
     span = lambda size: tokens.stop - tokens.start // size * size  # noqa: E731
     counts = [span(g.block_size) // g.block_size + 3 for g in (group, to_group)]
-    tables = [block_table(rng, span(g.block_size), g.block_size, n) for g, n in zip((group, to_group), counts)]
+    tables = [block_table(rng, span(g.block_size), g.block_size, n) for g, n in zip((group, to_group), counts, strict=True)]
     regions = [empty_regions(group, partition, counts[0]), empty_regions(to_group, to_partition, counts[1])]
     shape = (group.num_layers, len(tokens), group.num_kv_heads, group.head_size)
     values = {name: rng.normal(0, 3, shape).astype(np.float32) for name in ("key", "value")}
@@ -81,8 +81,8 @@ def test_reference_equals_decoding_by_one_description_and_encoding_by_the_other(
     reference.execute(plan, binding, source, target)
     group, partition = pair[1]
     write_by_description(group, partition, by_hand, num_blocks, table, binding.token_range.start, decoded)
-    for shard, expected in zip(target, by_hand):
-        for region, wanted in zip(shard, expected):
+    for shard, expected in zip(target, by_hand, strict=True):
+        for region, wanted in zip(shard, expected, strict=True):
             np.testing.assert_array_equal(region, wanted)
 
 
@@ -92,8 +92,8 @@ def test_torch_writes_the_same_bytes_and_digests_as_the_reference(pair, seed):
     mine = as_torch([[region.copy() for region in shard] for shard in target])
     verified = torch_execute.execute(plan, binding, as_torch(source), mine)
     reference.execute(plan, binding, source, target)
-    for shard, expected in zip(mine, target):
-        for region, wanted in zip(shard, expected):
+    for shard, expected in zip(mine, target, strict=True):
+        for region, wanted in zip(shard, expected, strict=True):
             np.testing.assert_array_equal(region.numpy(), wanted)
     layers, total = plan.producer.num_layers, 0
     for part in plan.parts:
@@ -128,8 +128,8 @@ def test_there_and_back_is_the_identity_for_lossless_pairs(pair, seed):
     returned = empty_regions(*pair[0], binding.producer.num_blocks)
     swapped = type(binding)(token_range=binding.token_range, producer=binding.consumer, consumer=binding.producer)
     reference.execute(back, swapped, target, returned)
-    for shard, expected in zip(returned, source):
-        for region, wanted in zip(shard, expected):
+    for shard, expected in zip(returned, source, strict=True):
+        for region, wanted in zip(shard, expected, strict=True):
             np.testing.assert_array_equal(region, wanted)
 
 

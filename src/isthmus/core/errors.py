@@ -5,7 +5,7 @@
     ├── Rejected    a user or peer asked for what cannot be: answer 4xx, refuse, and live on
     │   ├── BadInput, ConfigInvalid, ManifestInvalid, FrameInvalid
     │   ├── UnknownModel, ContextTooLong, GateRefused, Unsupported
-    │   ├── GrantUnknown, StaleEpoch, NotAuthorised
+    │   ├── GrantUnknown, StaleEpoch, NotAuthorised, IncarnationFenced
     │   └── CapacityExceeded (try again later)
     └── Lost        the world failed: retry elsewhere or recompute
         ├── PeerLost, LeaseExpired, DeadlineExceeded, TransferFailed
@@ -30,6 +30,7 @@ __all__ = [
     "FrameInvalid",
     "GateRefused",
     "GrantUnknown",
+    "IncarnationFenced",
     "IsthmusError",
     "LeaseExpired",
     "Lost",
@@ -115,6 +116,12 @@ class NotAuthorised(Rejected):
     """The blocks named are not all under the grant named, or the peer is not the grant's holder."""
 
     http_status = 403
+
+
+class IncarnationFenced(Rejected):
+    """This life of this worker was declared over; it may come back only as another."""
+
+    http_status = 409
 
 
 class CapacityExceeded(Rejected):

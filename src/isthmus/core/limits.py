@@ -6,8 +6,15 @@ __all__ = [
     "BLOCKS_PER_POOL_MAX",
     "BLOCK_SIZE_TOKENS_MAX",
     "BLOCK_SIZE_TOKENS_MIN",
+    "CALLS_IN_FLIGHT_MAX",
+    "CONNECTIONS_PER_EXPORTER_MAX",
+    "CONNECTIONS_PER_PEER_MAX",
     "CONTROL_FRAME_BYTES_MAX",
+    "COPY_CHUNK_BYTES",
+    "FRAME_MS_MAX",
     "GRANTS_PER_WORKER_MAX",
+    "HANDOFFS_REMEMBERED_MAX",
+    "HANDOFFS_SHOWN_MAX",
     "HEADS_MAX",
     "HEAD_SIZE_MAX",
     "HTTP_BODY_BYTES_MAX",
@@ -18,14 +25,19 @@ __all__ = [
     "NAME_CHARS_MAX",
     "OFFER_BYTES_MAX",
     "POOL_BYTES_MAX",
+    "READS_PER_EXPORTER_MAX",
+    "READ_MS_MAX",
     "REGIONS_MAX",
     "REQUESTS_IN_FLIGHT_MAX",
+    "SHM_HEADER_BYTES",
     "STOP_STRINGS_MAX",
     "STOP_STRING_CHARS_MAX",
+    "TCP_CHUNK_BYTES",
     "TOKENS_PER_REQUEST_MAX",
     "TOMBSTONES_MAX",
     "TP_SIZE_MAX",
     "WORKERS_MAX",
+    "WRITE_BUFFER_BYTES_MAX",
 ]
 
 # shapes
@@ -45,6 +57,8 @@ TOKENS_PER_REQUEST_MAX = 1 << 20
 CONTROL_FRAME_BYTES_MAX = 64 * KIB
 OFFER_BYTES_MAX = 4 * MIB  # a manifest, block ids and digests; also a prompt's token ids
 MANIFEST_BYTES_MAX = 1 * MIB
+CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
+WRITE_BUFFER_BYTES_MAX = 64 * MIB  # per channel; a peer that reads slower than this is cut off
 NAME_CHARS_MAX = 256
 
 # serving
@@ -58,3 +72,15 @@ WORKERS_MAX = 256
 # ownership
 GRANTS_PER_WORKER_MAX = 16_384
 TOMBSTONES_MAX = 16_384
+
+# transport
+COPY_CHUNK_BYTES = 4 * MIB  # a copy looks up between chunks, to see whether it was cancelled or its owner has died
+TCP_CHUNK_BYTES = 1 * MIB  # two of these are what one read costs the side that serves it
+SHM_HEADER_BYTES = CONTROL_FRAME_BYTES_MAX  # before the first region of a shared memory
+READS_PER_EXPORTER_MAX = 64
+CONNECTIONS_PER_PEER_MAX = 4
+CONNECTIONS_PER_EXPORTER_MAX = CONNECTIONS_PER_PEER_MAX * WORKERS_MAX
+FRAME_MS_MAX = 5_000  # from a frame's first byte to its last, and from a connection to its hello
+READ_MS_MAX = 600_000
+HANDOFFS_REMEMBERED_MAX = 4096  # finished, for people to look at
+HANDOFFS_SHOWN_MAX = 512  # of one worker, in one answer

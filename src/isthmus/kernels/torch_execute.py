@@ -16,12 +16,13 @@ from torch import Tensor
 from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch
 from isthmus.core.ids import Digest
 from isthmus.kernels.binding import Binding, Side
+from isthmus.kernels.report import Verified
 from isthmus.kernels.torch_codec import decode_rows, encode_rows
 from isthmus.kernels.torch_digest import fold, row_digests
 from isthmus.state.addressing import FIELD_NAMES
 from isthmus.state.plan import PlanPart, Runs, TransformPlan
 
-__all__ = ["Verified", "execute", "field_view", "gather_rows", "scatter_rows", "state_digest"]
+__all__ = ["execute", "field_view", "gather_rows", "scatter_rows", "state_digest"]
 
 Regions = Sequence[Sequence[Tensor]]
 """Flat uint8 regions, by [rank][region]."""
@@ -31,17 +32,6 @@ WORK_BYTES = 32 << 20
 
 _WORD = 1 << 64
 _UNITS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What an execution found: the digests before and after the element operations, the largest error seen,
-    and how many rows (layer, token, head, K or V) were checked."""
-
-    producer_digest: Digest
-    consumer_digest: Digest
-    error_max: float
-    rows: int
 
 
 def field_view(region: Tensor, runs: Runs, layers: int, block_size: int, num_blocks: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Accelerators, models, engines and links: data with sources."""

@@ -1,0 +1,65 @@
+"""Waiting that leaves nothing running behind it: deadlines on the clock, and work in threads.
+
+Both serve the promise that transports and engines make: when a call is over, nothing that it started writes any more.
+A task that is cancelled, and a copy in a thread that is told to stop, are waited for until they have really ended,
+however often the waiter itself is cancelled meanwhile.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import DeadlineExceeded
+from isthmus.core.units import Duration
+
+__all__ = ["in_thread", "settle", "within"]
+
+Result = TypeVar("Result")
+
+
+async def settle(work: "asyncio.Future[Any]") -> None:
+    """Return when `work` is done; its outcome is not looked at. A cancellation that comes meanwhile is raised then."""
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            cancelled = True
+    if not work.cancelled():
+        work.exception()  # marks it as seen, or asyncio reports it as never retrieved
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def within(clock: Clock, deadline: Duration, work: Coroutine[Any, Any, Result], what: str) -> Result:
+    """The result of `work`, which is cancelled and waited for when `deadline` has passed or the caller is cancelled.
+
+    Raises:
+        DeadlineExceeded: it was not done in time.
+    """
+    task = asyncio.create_task(work)
+    timer = asyncio.create_task(clock.sleep(deadline))
+    try:
+        await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()
+        task.cancel()  # does nothing to a task that is done
+        await settle(task)
+    if task.cancelled():
+        raise DeadlineExceeded(f"{what}: not done within {deadline}", field="deadline")
+    return task.result()
+
+
+async def in_thread(executor: Executor, work: Callable[[threading.Event], Result]) -> Result:
+    """The result of `work(stop)`, run in a thread. On cancellation `stop` is set and the thread waited for."""
+    stop = threading.Event()
+    running = asyncio.get_running_loop().run_in_executor(executor, work, stop)
+    try:
+        await asyncio.wait({running})
+    finally:
+        stop.set()
+        await settle(running)
+    return running.result()

@@ -1,0 +1,120 @@
+"""The embedded engine's configuration, and the representation it stands for. Imports no torch.
+
+To change how KV is stored, change fields here (or their YAML): the pool derives every address from the representation.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from isthmus.core.errors import ConfigInvalid
+from isthmus.core.limits import BLOCK_SIZE_TOKENS_MAX, BLOCKS_PER_POOL_MAX, TOKENS_PER_REQUEST_MAX, TP_SIZE_MAX
+from isthmus.engines.embedded.shape import ModelShape
+from isthmus.state.encoding import StorageDtype
+from isthmus.state.representation import (
+    GroupKind,
+    GroupRepresentation,
+    KvOrder,
+    Layout,
+    Partition,
+    Quant,
+    ScaleLocation,
+)
+from isthmus.state.runtime_kv_state import KVRepresentation
+
+__all__ = ["EmbeddedConfig", "KVCacheDtype", "config_of", "context_length_of", "representation_of"]
+
+KVCacheDtype = Literal["float32", "bfloat16", "float16", "fp8_e4m3", "int8_per_token_head"]
+
+_STORAGE: dict[str, StorageDtype] = {
+    "float32": StorageDtype.F32,
+    "bfloat16": StorageDtype.BF16,
+    "float16": StorageDtype.F16,
+    "fp8_e4m3": StorageDtype.F8_E4M3FN,
+    "int8_per_token_head": StorageDtype.I8,
+}
+_LAYOUT_ALIASES = {"NHD": Layout.LBNHC, "HND": Layout.LBHNC}
+
+
+class EmbeddedConfig(BaseModel):
+    """What an embedded engine is. Sizes are in tokens or blocks; `step_tokens` rows make one forward, always."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: Path
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    step_tokens: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 32
+    context_length: Annotated[int, Field(ge=1, le=TOKENS_PER_REQUEST_MAX)] | None = None
+    num_blocks: Annotated[int, Field(ge=1, le=BLOCKS_PER_POOL_MAX)] = 1024
+    kv_cache_dtype: KVCacheDtype = "bfloat16"
+    kv_layout: Layout = Layout.LBNHC
+    kv_order: KvOrder = KvOrder.KV_OUTER
+    scale_location: ScaleLocation = ScaleLocation.INLINE
+    block_size: Annotated[int, Field(ge=1, le=BLOCK_SIZE_TOKENS_MAX)] = 16
+    tp_size: Annotated[int, Field(ge=1, le=TP_SIZE_MAX)] = 1
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+
+    @field_validator("kv_layout", mode="before")
+    @classmethod
+    def _layout_alias(cls, value: object) -> object:
+        return _LAYOUT_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+def config_of(fields: dict[str, Any]) -> EmbeddedConfig:
+    """Parse a mapping, as read from YAML.
+
+    Raises:
+        ConfigInvalid: names the first wrong field and what would be right.
+    """
+    try:
+        return EmbeddedConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigInvalid(f"{field}: {first['msg']} (got {first['input']!r})", field=field) from None
+
+
+def context_length_of(config: EmbeddedConfig, shape: ModelShape) -> int:
+    """Tokens a request may have in all, prompt and completion.
+
+    Raises:
+        ConfigInvalid: `context_length` is more than the model was made for.
+    """
+    wanted = config.context_length or shape.max_position_embeddings
+    if wanted > shape.max_position_embeddings:
+        raise ConfigInvalid(
+            f"context_length: got {wanted}, wanted at most the model's {shape.max_position_embeddings} positions",
+            field="context_length",
+        )
+    return wanted
+
+
+def representation_of(config: EmbeddedConfig, shape: ModelShape) -> KVRepresentation:
+    """The representation `config` stands for with a model of `shape`.
+
+    Raises:
+        ConfigInvalid: the fields do not fit each other or the model (`tp_size` must divide the KV heads, for one).
+    """
+    storage = _STORAGE[config.kv_cache_dtype]
+    quant = None
+    if storage is StorageDtype.I8:
+        quant = Quant(granularity="token_head", scale_dtype=StorageDtype.F32, scale_location=config.scale_location)
+    try:
+        group = GroupRepresentation(
+            kind=GroupKind.FULL_ATTENTION,
+            layer_start=0,
+            layer_stop=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            head_size=shape.head_dim,
+            head_size_v=shape.head_dim,
+            block_size=config.block_size,
+            layout=config.kv_layout,
+            kv_order=config.kv_order,
+            storage_dtype=storage,
+            quant=quant,
+        )
+        return KVRepresentation(groups=(group,), partition=Partition(tp_size=config.tp_size))
+    except ValueError as error:
+        raise ConfigInvalid(str(error), field=str(error).partition(":")[0]) from None

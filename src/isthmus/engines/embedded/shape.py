@@ -1,0 +1,112 @@
+"""What a model is, read from its directory's config.json alone: sizes, lineage, positions. Imports no torch."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.core.errors import ConfigInvalid, Unsupported
+from isthmus.state.identity import ModelLineage, RopeState
+
+__all__ = ["FAMILIES", "REVISION_FIELD", "ModelShape", "read_model_shape"]
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+REVISION_FIELD = "isthmus_revision"
+
+# Rotary scalings whose frequencies are fixed. `dynamic` and `longrope` change them with the longest sequence in the
+# batch, so that a request's KV would depend on its neighbours.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a decoder with full attention in every layer, and what its KV means."""
+
+    model_type: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    lineage: ModelLineage
+    rope: RopeState
+
+
+def read_model_shape(path: Path) -> ModelShape:
+    """Read `path`/config.json.
+
+    Raises:
+        ConfigInvalid: there is no such file, or a size is missing.
+        Unsupported: another family, sliding windows, or a rotary scaling that depends on the batch.
+    """
+    fields = _read_config(path)
+    model_type = str(fields.get("model_type"))
+    if model_type not in FAMILIES:
+        raise Unsupported(f"model: got model_type {model_type!r}, wanted one of {', '.join(FAMILIES)}", field="model")
+    if fields.get("use_sliding_window") or "sliding_attention" in (fields.get("layer_types") or ()):
+        raise Unsupported(
+            f"model: {path.name} has sliding windows, wanted full attention in every layer", field="model"
+        )
+    try:
+        heads = int(fields["num_attention_heads"])
+        head_dim = int(fields.get("head_dim") or int(fields["hidden_size"]) // heads)
+        return ModelShape(
+            model_type=model_type,
+            num_layers=int(fields["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(fields.get("num_key_value_heads") or heads),
+            head_dim=head_dim,
+            vocab_size=int(fields["vocab_size"]),
+            max_position_embeddings=int(fields["max_position_embeddings"]),
+            lineage=_lineage(path, fields),
+            rope=_rope(fields, head_dim),
+        )
+    except KeyError as error:
+        raise ConfigInvalid(f"model: {path / 'config.json'} has no {error.args[0]!r}", field="model") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigInvalid(
+            f"model: {path} has no config.json, wanted a local Hugging Face model directory", field="model"
+        ) from None
+    except ValueError as error:
+        raise ConfigInvalid(f"model: {path / 'config.json'} is not JSON: {error}", field="model") from None
+    if not isinstance(fields, dict):
+        raise ConfigInvalid(f"model: {path / 'config.json'} is not a JSON object", field="model")
+    return fields
+
+
+def _lineage(path: Path, fields: dict[str, Any]) -> ModelLineage:
+    """From the config, else from a hub cache's path (models--ORG--NAME/snapshots/REVISION), else the folder's name."""
+    resolved = path.resolve()
+    name, revision = resolved.name, "main"
+    if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
+        revision = resolved.name
+        name = resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
+    recorded = str(fields.get("_name_or_path") or "")
+    if recorded and not recorded.startswith(("/", ".", "~")):
+        name = recorded
+    return ModelLineage(base_model=name, revision=str(fields.get(REVISION_FIELD) or revision))
+
+
+def _rope(fields: dict[str, Any], head_dim: int) -> RopeState:
+    """Both spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (before)."""
+    record = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    theta = record.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
+    rope_type = record.pop("rope_type", None) or record.pop("type", None) or "default"
+    record.pop("type", None)
+    if rope_type not in _ROPE_TYPES:
+        raise Unsupported(f"model: got rope_type {rope_type!r}, wanted one of {', '.join(_ROPE_TYPES)}", field="model")
+    scaling = ""
+    if rope_type != "default":
+        canonical = json.dumps({"rope_type": rope_type, **record}, sort_keys=True)
+        scaling = hashlib.sha256(canonical.encode()).hexdigest()
+    partial = float(record.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0)
+    return RopeState(
+        applied=True, theta=float(theta), rope_dim=int(head_dim * partial), style="neox", scaling_digest=scaling
+    )

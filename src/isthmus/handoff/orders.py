@@ -1,0 +1,61 @@
+"""What consumer and producer say to each other. These are the wire messages, and the arguments in one process too."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from isthmus.core.limits import MANIFEST_BYTES_MAX
+from isthmus.handoff.request import Name, Request
+from isthmus.state.runtime_kv_state import Token
+from isthmus.state.structs import WireStruct
+
+__all__ = ["AbortOrder", "Ack", "ConfirmOrder", "PrefillOrder", "PrefillReply", "RenewOrder"]
+
+
+class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
+    """Fill KV for a request's tokens, sample the next one, and offer the KV to `holder`, which has reserved for it."""
+
+    handoff: Token
+    holder: Name
+    holder_incarnation: Token
+    request: Request
+
+
+class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
+    """The next token, and the offer; there is none where that token ended the answer (`finish_reason`)."""
+
+    token: int
+    finish_reason: Annotated[str, Meta(pattern="^(stop|length)$")] | None
+    manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
+    queue_ms: float
+    prefill_ms: float
+
+
+class ConfirmOrder(WireStruct, frozen=True, kw_only=True, tag="confirm"):
+    """My last byte has arrived and I read no more: are you still the owner at this epoch? Yes also releases."""
+
+    grant: Token
+    epoch: int
+    holder: Name
+    holder_incarnation: Token
+
+
+class RenewOrder(WireStruct, frozen=True, kw_only=True, tag="renew"):
+    """I am still reading: begin the lease anew. Never shortens it."""
+
+    grant: Token
+    epoch: int
+    holder: Name
+    holder_incarnation: Token
+
+
+class AbortOrder(WireStruct, frozen=True, kw_only=True, tag="abort_handoff"):
+    """I do not want this any more and read nothing of it from now on."""
+
+    handoff: Token
+    holder: Name
+    holder_incarnation: Token
+
+
+class Ack(WireStruct, frozen=True, kw_only=True, tag="ack"):
+    """Done."""

@@ -1,0 +1,70 @@
+"""What an engine implements to take part. Anything that can do these can stand on either side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId
+from isthmus.handoff.request import Request
+from isthmus.kernels.report import Verified
+from isthmus.state.identity import Identity
+from isthmus.state.plan import TransformPlan
+from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
+
+__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled"]
+
+
+class Engine(Protocol):
+    """What both sides say of themselves; fixed for the engine's life."""
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def representation(self) -> KVRepresentation: ...
+    @property
+    def residency(self) -> Residency: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefilled:
+    """A finished prefill: the token sampled after it, and the logical digest of each layer group's KV as filled."""
+
+    token: int
+    finish_reason: str | None
+    digests: tuple[Digest, ...]
+    queue_ms: float
+    prefill_ms: float
+
+
+class KVWriter(Engine, Protocol):
+    """The producer's engine."""
+
+    async def prefill(self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId]) -> Prefilled:
+        """Fill `blocks` with the KV of all the request's tokens, and sample one token."""
+        ...
+
+    async def stop_prefill(self, handoff: HandoffId) -> None:
+        """Return once the engine touches the hand-off's blocks no more: that is drain evidence."""
+        ...
+
+
+class KVReader(Engine, Protocol):
+    """The consumer's engine."""
+
+    async def convert(
+        self,
+        plans: Sequence[TransformPlan],
+        state: RuntimeKVState,
+        image: Mapping[RegionId, memoryview],
+        blocks: Sequence[BlockId],
+    ) -> tuple[Verified, ...]:
+        """Rewrite a pool image of `state` into `blocks` and verify, group by group.
+
+        When it returns or raises, also when cancelled, it writes no more: that is drain evidence.
+
+        Raises:
+            DigestMismatch, ConversionOutOfBounds: the bytes are in doubt.
+        """
+        ...

@@ -1,0 +1,97 @@
+"""The stages of a hand-off. Each is made from the one before and never changes:
+
+    Request → Placed → Reserved → Filled → Offered → Planned → Arrived → Verified → Installed → Released
+    any of them → Abandoned
+
+(`Filled` may go straight to `Released`: where the first token ends the answer, no KV needs to cross.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isthmus.core.ids import BlockId, HandoffId, Incarnation, RegionId, WorkerId
+from isthmus.core.units import ByteCount
+from isthmus.handoff.orders import PrefillReply
+from isthmus.handoff.request import Request
+from isthmus.kernels.report import Verified as Checked
+from isthmus.portability.verdict import Verdict
+from isthmus.state.plan import TransformPlan
+from isthmus.state.runtime_kv_state import RuntimeKVState
+
+__all__ = ["Arrived", "Filled", "Installed", "Offered", "Placed", "Planned", "Released", "Reserved", "Verified"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """The two workers are chosen. The producer is named by its life: another one of that name is another peer."""
+
+    request: Request
+    producer: WorkerId
+    producer_incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """The consumer holds blocks for the prompt and its whole growth, and staging, before prefill is asked."""
+
+    placed: Placed
+    handoff: HandoffId
+    blocks: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """The producer has filled its blocks and sampled a token."""
+
+    reserved: Reserved
+    reply: PrefillReply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """The producer's manifest, parsed, and found to be about this hand-off."""
+
+    filled: Filled
+    state: RuntimeKVState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The gate has passed and every layer group has a plan."""
+
+    offered: Offered
+    verdict: Verdict
+    plans: tuple[TransformPlan, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """The last byte is in staging: per region a pool image of just the blocks that crossed."""
+
+    planned: Planned
+    image: Mapping[RegionId, memoryview]
+    wire_bytes: ByteCount
+    transport: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """Converted into the consumer's blocks; digests hold. Not yet visible to decode."""
+
+    arrived: Arrived
+    checked: tuple[Checked, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """Committed: the owner has confirmed the epoch after the last byte. Decode may start."""
+
+    verified: Verified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """The hand-off is over: source blocks and staging are free. `installed` is None where no KV had to cross."""
+
+    filled: Filled
+    installed: Installed | None

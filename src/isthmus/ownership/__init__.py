@@ -1,0 +1,44 @@
+"""Decision 3: who owns this KV, at every moment and through every failure.
+
+    protocol     pure: states, events, effects, `step` for either side, the table of drain evidence
+    ledger       the only authority over one worker's blocks and staging
+    capacity     first come, first served admission to it
+    producer     SourceOwner: a prefill worker's hand-offs
+    consumer     DestinationOwner: a decode worker's hand-offs
+    leases       renewal and the reaper
+    rows         what people see
+
+Refuses to know what the bytes mean and how they move. Never installs on doubt, never frees without evidence.
+"""
+
+from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.consumer import DestinationOwner
+from isthmus.ownership.leases import reap_forever, renewal_interval
+from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.producer import SourceOwner
+from isthmus.ownership.protocol.drain import Evidence, TransportKind
+from isthmus.ownership.protocol.states import (
+    DestinationHandoff,
+    DestinationPhase,
+    LogicalOutcome,
+    PhysicalAccess,
+    SourceHandoff,
+    SourcePhase,
+)
+
+__all__ = [
+    "Capacity",
+    "DestinationHandoff",
+    "DestinationOwner",
+    "DestinationPhase",
+    "Evidence",
+    "Ledger",
+    "LogicalOutcome",
+    "PhysicalAccess",
+    "SourceHandoff",
+    "SourceOwner",
+    "SourcePhase",
+    "TransportKind",
+    "reap_forever",
+    "renewal_interval",
+]

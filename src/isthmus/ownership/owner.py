@@ -1,0 +1,222 @@
+"""What the two owners share: run `step`, store the state, execute the effects, remember, refuse the dead.
+
+The shell is mutable and thin: every decision is `step`'s, every sum the ledger's. It lives on one event loop, and no
+method awaits between a decision and its effects, so that each event is atomic.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import (
+    Bug,
+    CapacityExceeded,
+    GrantUnknown,
+    IsthmusError,
+    NotAuthorised,
+    PeerLost,
+    StaleEpoch,
+    TransferFailed,
+)
+from isthmus.core.ids import HandoffId, Incarnation, WorkerId
+from isthmus.core.limits import WORKERS_MAX
+from isthmus.ownership.accounts import Count
+from isthmus.ownership.capacity import RETRY_AFTER, Capacity
+from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence
+from isthmus.ownership.protocol.effects import (
+    CloseGrant,
+    Effect,
+    EndUse,
+    FreeBlocks,
+    MarkFilling,
+    MarkResident,
+    OpenGrant,
+    QuarantineBlocks,
+    Refusal,
+    ReleaseStaging,
+    RememberTombstone,
+    ReplyRefused,
+)
+from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
+from isthmus.ownership.records import Moment, Record, Records, Remembered
+
+__all__ = ["Owner", "Stop", "execute", "nothing_to_stop"]
+
+Stop = Callable[[HandoffId], None]
+"""Ask somebody in this process to stop touching a hand-off's blocks. Returns at once; the end is reported later."""
+
+
+def nothing_to_stop(handoff: HandoffId) -> None:
+    """For whoever stops its work by the answers of `abort`, `abandon` and `peer_lost` instead of by callbacks."""
+
+
+StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
+EventT = TypeVar("EventT")
+
+_LOST_INCARNATIONS_MAX = 16 * WORKERS_MAX
+
+
+class Owner(Generic[StateT, EventT]):
+    """One worker's hand-offs on one side."""
+
+    def __init__(
+        self,
+        *,
+        step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]],
+        stops: Mapping[type[Effect], Stop],
+        ledger: Ledger,
+        capacity: Capacity,
+        clock: Clock,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        live_max: int,
+        tombstones_max: int,
+    ) -> None:
+        self.worker = worker
+        self.incarnation = incarnation
+        self._step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]] = step
+        self._stops = stops
+        self._ledger = ledger
+        self._capacity = capacity
+        self._clock = clock
+        self._live_max = live_max
+        self._records: Records[StateT] = Records(tombstones_max)
+        self._reserving: set[HandoffId] = set()
+        self._lost: Remembered[tuple[WorkerId, Incarnation]] = Remembered(_LOST_INCARNATIONS_MAX)
+        self._fenced = False
+
+    def __len__(self) -> int:
+        """How many hand-offs hold something now."""
+        return len(self._records)
+
+    def state(self, handoff: HandoffId) -> StateT:
+        """Where a live or recently ended hand-off stands."""
+        return self._known(handoff).state
+
+    def timeline(self, handoff: HandoffId) -> list[Moment]:
+        """What happened to a live or recently ended hand-off; empty if it is not known any more."""
+        for record in (*self._records.live(), *self._records.logged()):
+            if record.state.handoff == handoff:
+                return list(record.timeline)
+        return []
+
+    def _known(self, handoff: HandoffId) -> Record[StateT]:
+        record = self._records.find(handoff)
+        if record is None:
+            raise GrantUnknown(f"hand-off {handoff} is not known to {self.worker}", field="handoff")
+        return record
+
+    # reservation
+
+    def _refuse_unwelcome(self, handoff: HandoffId, peer: WorkerId, incarnation: Incarnation) -> None:
+        """Raise unless a hand-off with this peer may begin."""
+        if self._fenced:
+            raise PeerLost(f"{self.worker} incarnation {self.incarnation} has been fenced", field="incarnation")
+        if (peer, incarnation) in self._lost:
+            # Evidence of its death has been used up (I8): what it began now could stay in quarantine for ever.
+            raise PeerLost(f"{peer} incarnation {incarnation} has been declared dead", field="incarnation")
+        if self._records.find(handoff) is not None or handoff in self._reserving:
+            raise NotAuthorised(f"hand-off {handoff} exists already: an id is used once", field="handoff")
+        if len(self._records) + len(self._reserving) >= self._live_max:
+            raise CapacityExceeded(
+                f"{self.worker} has {self._live_max} hand-offs already", field="handoff", retry_after=RETRY_AFTER
+            )
+
+    def _begin(self, handoff: HandoffId, state: StateT | None, effects: tuple[Effect, ...]) -> StateT:
+        if state is None:
+            raise Bug(f"hand-off {handoff}: reserving made no state", field="handoff")
+        record = Record(state=state, began=self._clock.now())
+        record.note(self._clock.now(), "reserve")
+        self._records.begin(handoff, record)
+        for effect in effects:
+            execute(self._ledger, effect)
+        return state
+
+    # events
+
+    def _apply(self, record: Record[StateT], event: EventT, note: str = "") -> StateT:
+        """One event: decide, store, note, execute; raise if the answer is a refusal."""
+        before = record.state
+        state, effects = self._step(before, event)
+        if state is None:
+            raise Bug(f"hand-off {before.handoff} vanished", field="handoff")
+        record.state = state
+        if state is not before or effects:
+            record.note(self._clock.now(), note or _name(type(event).__name__))
+        refusal: Refusal | None = None
+        for effect in effects:
+            if isinstance(effect, ReplyRefused):
+                refusal = effect.reason
+            elif isinstance(effect, RememberTombstone):
+                for forgotten in self._records.bury(state.handoff):
+                    self._forget(forgotten)
+            elif type(effect) in self._stops:
+                record.asked_to_stop = True
+                self._stops[type(effect)](state.handoff)
+            else:
+                execute(self._ledger, effect)
+        if refusal is not None:
+            raise _error(refusal, record.state)
+        return record.state  # read again: a stop may have been answered within the call
+
+    def _forget(self, state: StateT) -> None:
+        """A tombstone has made room for a younger one."""
+
+    def _apply_to_all(self, event: EventT) -> list[HandoffId]:
+        """Returns those of which something of ours was asked to stop and has not answered yet."""
+        stopping: list[HandoffId] = []
+        for record in self._records.live():
+            asked = record.asked_to_stop
+            state = self._apply(record, event)
+            if record.asked_to_stop and not asked and not state.ended:
+                stopping.append(state.handoff)
+        return stopping
+
+    def _note_lost(self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence) -> None:
+        if evidence in DEATH_PROVEN:
+            self._lost.add((worker, incarnation))
+
+
+def execute(ledger: Ledger, effect: Effect) -> None:
+    """Carry out an effect on blocks or staging."""
+    match effect:
+        case MarkFilling():
+            ledger.fill(effect.blocks, effect.epoch)
+        case MarkResident():
+            ledger.settle(effect.blocks, effect.epoch, in_use=effect.in_use)
+        case EndUse():
+            ledger.unhold(effect.blocks, effect.epoch, Count.ACTIVE)
+        case OpenGrant():
+            ledger.hold(effect.blocks, effect.epoch, Count.GRANTS)
+        case CloseGrant():
+            ledger.unhold(effect.blocks, effect.epoch, Count.GRANTS)
+        case FreeBlocks():
+            ledger.free(effect.blocks, effect.epoch, effect.evidence)
+        case QuarantineBlocks():
+            ledger.quarantine(effect.blocks, effect.epoch)
+        case ReleaseStaging():
+            ledger.release_staging(effect.epoch)
+        case _:
+            pass  # replies and stops are not the ledger's
+
+
+def _error(refusal: Refusal, state: SourceHandoff | DestinationHandoff) -> IsthmusError:
+    what = f"hand-off {state.handoff} at epoch {state.epoch} is {state.phase} ({state.outcome})"
+    match refusal:
+        case Refusal.GRANT_UNKNOWN:
+            return GrantUnknown("no such grant", field="grant")  # says nothing of the hand-off to who only guesses
+        case Refusal.NOT_AUTHORISED:
+            return NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")
+        case Refusal.STALE_EPOCH:
+            return StaleEpoch(what, field="epoch")
+        case Refusal.ENDED:
+            return TransferFailed(f"{what}: given up meanwhile", field="handoff")
+
+
+@functools.cache
+def _name(event: str) -> str:
+    """VerifyOk → verify_ok."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event).lower()

@@ -1,0 +1,112 @@
+"""What an owner remembers of its hand-offs: the live ones, tombstones of ended ones, and a log for people. All bounded.
+
+A tombstone is a hand-off's last state, so that a repeated message gets its answer from the same `step`.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import msgspec
+
+from isthmus.core.clock import Instant
+from isthmus.core.errors import Bug
+from isthmus.core.ids import HandoffId
+from isthmus.core.limits import TOMBSTONES_MAX
+from isthmus.core.units import Duration
+from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
+
+__all__ = ["Moment", "Record", "Records", "Remembered"]
+
+# These two bound what people look at, not what the protocol needs.
+_MOMENTS_MAX = 64
+_LOGGED_MAX = 256
+
+StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
+KeyT = TypeVar("KeyT")
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a hand-off's timeline."""
+
+    ms: float
+    event: str
+    phase: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Record(Generic[StateT]):
+    """One hand-off: its state, when it began, and what happened to it."""
+
+    state: StateT
+    began: Instant
+    asked_to_stop: bool = False
+    timeline: deque[Moment] = field(default_factory=lambda: deque(maxlen=_MOMENTS_MAX))
+
+    def note(self, now: Instant, event: str) -> None:
+        """Add to the timeline. A repetition (a renewal, a further read) replaces the one before it."""
+        moment = Moment(ms=self.age(now).ms, event=event, phase=self.state.phase.value)
+        if self.timeline and (self.timeline[-1].event, self.timeline[-1].phase) == (moment.event, moment.phase):
+            self.timeline.pop()
+        self.timeline.append(moment)
+
+    def age(self, now: Instant) -> Duration:
+        return Duration(now - self.began)
+
+
+class Remembered(Generic[KeyT]):
+    """A set that forgets its oldest members: at most `size_max` of them."""
+
+    def __init__(self, size_max: int) -> None:
+        self._size_max = size_max
+        self._members: OrderedDict[KeyT, None] = OrderedDict()
+
+    def add(self, member: KeyT) -> None:
+        self._members[member] = None
+        if len(self._members) > self._size_max:
+            self._members.popitem(last=False)
+
+    def __contains__(self, member: KeyT) -> bool:
+        return member in self._members
+
+
+class Records(Generic[StateT]):
+    """Live hand-offs by id, then `tombstones_max` ended ones, oldest forgotten first."""
+
+    def __init__(self, tombstones_max: int = TOMBSTONES_MAX) -> None:
+        self._live: dict[HandoffId, Record[StateT]] = {}
+        self._tombstones: OrderedDict[HandoffId, Record[StateT]] = OrderedDict()
+        self._tombstones_max = tombstones_max
+        self._log: deque[Record[StateT]] = deque(maxlen=_LOGGED_MAX)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def live(self) -> list[Record[StateT]]:
+        """All live ones, as a list that stays as it is while their states change."""
+        return list(self._live.values())
+
+    def logged(self) -> Iterator[Record[StateT]]:
+        """The last ended ones, latest first."""
+        return reversed(self._log)
+
+    def begin(self, handoff: HandoffId, record: Record[StateT]) -> None:
+        if self.find(handoff) is not None:
+            raise Bug(f"hand-off {handoff} recorded twice", field="handoff")
+        self._live[handoff] = record
+
+    def find(self, handoff: HandoffId) -> Record[StateT] | None:
+        """Live or ended; None if never known or forgotten."""
+        return self._live.get(handoff) or self._tombstones.get(handoff)
+
+    def bury(self, handoff: HandoffId) -> list[StateT]:
+        """A live one has ended. Returns the states of those forgotten to make room for its tombstone."""
+        record = self._live.pop(handoff)
+        self._log.append(record)
+        # The timeline stays with the log only: a tombstone is for answering, and there are many.
+        self._tombstones[handoff] = Record(state=record.state, began=record.began)
+        forgotten: list[StateT] = []
+        while len(self._tombstones) > self._tombstones_max:
+            forgotten.append(self._tombstones.popitem(last=False)[1].state)
+        return forgotten

@@ -1,0 +1,121 @@
+"""Hand-offs for people: rows for `isthmus top` and `GET /v1/isthmus/handoffs`, with the five answers.
+
+Who holds, who accounts, who declares completion, who releases, who cleans up: one answer each, at any moment.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from isthmus.core.clock import Instant
+from isthmus.core.ids import WorkerId
+from isthmus.ownership.leases import left
+from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, SourceHandoff, SourcePhase
+from isthmus.ownership.records import Record
+
+__all__ = ["Row", "destination_row", "source_row", "with_timeline"]
+
+Row = dict[str, object]
+"""JSON-able: strings, numbers, None, and lists of such rows."""
+
+
+class _Answers(NamedTuple):
+    """`{own}` is the worker whose ledger this is, `{peer}` the other side."""
+
+    holds: str
+    declares_completion: str
+    releases: str
+    cleans_up: str
+
+
+_ENDED = _Answers("nobody", "declared", "released", "nobody: nothing is left")
+
+_SOURCE: Mapping[SourcePhase, _Answers] = {
+    SourcePhase.COMPUTING: _Answers(
+        "engine of {own}", "engine of {own}", "{own}", "{own}: abort, once its engine stops"
+    ),
+    SourcePhase.HELD: _Answers("{own}", "{own}: publishes", "{own}", "{own}: abort"),
+    SourcePhase.PUBLISHED: _Answers(
+        "{peer}", "{peer}: confirms", "{own}, on confirmation", "reaper of {own}, at lease end"
+    ),
+    SourcePhase.EXPOSED: _Answers(
+        "{peer}", "{peer}: confirms", "{own}, on confirmation", "reaper of {own}, at lease end"
+    ),
+    SourcePhase.DRAINING: _Answers(
+        "who drains", "given up", "{own}, on drain evidence", "{own}: its engine, or the reaper"
+    ),
+    SourcePhase.IN_DOUBT: _Answers("{peer}, perhaps", "given up", "{own}, on proof", "registry: the death of {peer}"),
+    SourcePhase.RELEASED: _ENDED,
+    SourcePhase.EXPIRED: _ENDED,
+}
+_READING = _Answers("transfer of {own}", "{peer}: answers confirm", "{own}", "{own}: abort")
+_DESTINATION: Mapping[DestinationPhase, _Answers] = {
+    DestinationPhase.RESERVED: _Answers("{own}", "{peer}: publishes", "{own}", "{own}: abort"),
+    DestinationPhase.RECEIVING: _READING,
+    DestinationPhase.CONVERTING: _READING,
+    DestinationPhase.VERIFYING: _READING,
+    DestinationPhase.INSTALLED: _Answers(
+        "decode of {own}", "decode of {own}", "{own}", "{own}: abort, once decode stops"
+    ),
+    DestinationPhase.ABORTING: _Answers("transfer of {own}", "given up", "{own}, once it stops", "{own}: its transfer"),
+    DestinationPhase.DRAINING: _Answers("decode of {own}", "given up", "{own}, once it stops", "{own}: its engine"),
+    DestinationPhase.IN_DOUBT: _Answers("unknown", "given up", "{own}, on proof", "{own}: its transfer's end"),
+    DestinationPhase.RELEASED: _ENDED,
+}
+
+
+def source_row(record: Record[SourceHandoff], now: Instant, worker: WorkerId, block_bytes: int) -> Row:
+    """One producer-side hand-off."""
+    state = record.state
+    row = _row(record, now, worker, state.holder, block_bytes, _SOURCE[state.phase])
+    lease_ms_left = None if state.lease_ends is None else left(state.lease_ends, now).ms
+    return row | {"side": "producer", "holder": state.holder, "lease_ms_left": lease_ms_left, "staging_bytes": 0}
+
+
+def destination_row(record: Record[DestinationHandoff], now: Instant, worker: WorkerId, block_bytes: int) -> Row:
+    """One consumer-side hand-off."""
+    state = record.state
+    row = _row(record, now, worker, state.producer, block_bytes, _DESTINATION[state.phase])
+    before_commit = state.phase is not DestinationPhase.INSTALLED and not state.ended
+    staging_bytes = state.staging_bytes if before_commit else 0
+    return row | {"side": "consumer", "holder": worker, "lease_ms_left": None, "staging_bytes": staging_bytes}
+
+
+def with_timeline(row: Row, record: Record[SourceHandoff] | Record[DestinationHandoff]) -> Row:
+    """The row with what happened, and how long it took in all in place of an age that still grows."""
+    timeline: list[Row] = [
+        {"ms": moment.ms, "event": moment.event, "phase": moment.phase} for moment in record.timeline
+    ]
+    return row | {"timeline": timeline, "age_ms": record.timeline[-1].ms}
+
+
+def _row(
+    record: Record[SourceHandoff] | Record[DestinationHandoff],
+    now: Instant,
+    worker: WorkerId,
+    peer: WorkerId,
+    block_bytes: int,
+    answers: _Answers,
+) -> Row:
+    state = record.state
+    holds, declares_completion, releases, cleans_up = (answer.format(own=worker, peer=peer) for answer in answers)
+    return {
+        "handoff": state.handoff,
+        "worker": worker,
+        "peer": peer,
+        "tenant": state.tenant,
+        "phase": state.phase.value,
+        "outcome": state.outcome.value,
+        "access": state.access.value,
+        "transport": state.transport.value,
+        "blocks": len(state.blocks),
+        "blocks_reserved": state.num_blocks,
+        "bytes": len(state.blocks) * block_bytes,
+        "epoch": state.epoch,
+        "evidence": None if state.evidence is None else state.evidence.value,
+        "age_ms": record.age(now).ms,
+        "holds": holds,
+        "accounts": f"ledger of {worker}",
+        "declares_completion": declares_completion,
+        "releases": releases,
+        "cleans_up": cleans_up,
+    }

@@ -1,0 +1,228 @@
+"""A duplex channel of msgpack frames between two processes: calls with answers, and posts without.
+
+A frame is a 4-byte big-endian length and a msgpack `[kind, id, message]`. A frame that is too large or does not parse
+closes the channel. When the channel closes, every call under way fails with PeerLost, and every handler of a peer's
+call is cancelled: a peer that is gone wants nothing any more.
+"""
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from isthmus.core.clock import Clock, Instant
+from isthmus.core.errors import (
+    Bug,
+    CapacityExceeded,
+    FrameInvalid,
+    IsthmusError,
+    PeerLost,
+    error_named,
+)
+from isthmus.core.limits import CALLS_IN_FLIGHT_MAX, CONTROL_FRAME_BYTES_MAX, OFFER_BYTES_MAX, WRITE_BUFFER_BYTES_MAX
+from isthmus.core.units import Duration
+from isthmus.core.waiting import within
+from isthmus.serve.messages import LARGE, Failure, Message
+
+__all__ = ["Channel", "connect"]
+
+log = structlog.get_logger(__name__)
+
+_LENGTH = struct.Struct(">I")
+_CALL, _ANSWER, _POST = 0, 1, 2
+
+
+class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    kind: int
+    id: int
+    message: Message
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Frame)
+
+Handler = Callable[["Channel", Message], Awaitable[Message]]
+Posted = Callable[["Channel", Message], None]
+
+
+class Channel:
+    """One connection. `run` reads until it closes; `call` and `post` write. Of one event loop."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        clock: Clock,
+        *,
+        handler: Handler,
+        posted: Posted,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._clock = clock
+        self._handler = handler
+        self._posted = posted
+        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._handling: set[asyncio.Task[None]] = set()
+        self._next_id = 0
+        self._closed: str | None = None
+        self.heard_at: Instant = clock.now()
+        self.peer = ""
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    async def run(self) -> None:
+        """Read and dispatch until the channel closes; then wait for what was cancelled by that."""
+        reason = "the peer closed the connection"
+        try:
+            while not self.closed:
+                self._dispatch(await self._read_frame())
+        except (asyncio.IncompleteReadError, ConnectionError, OSError):
+            pass
+        except FrameInvalid as error:
+            reason = str(error)
+            log.warning("frame_refused", peer=self.peer, reason=reason)
+        finally:
+            self.close(reason)
+            if self._handling:
+                await asyncio.wait(set(self._handling))
+
+    async def call(self, message: Message) -> Message:
+        """Send, and return the answer.
+
+        Raises:
+            PeerLost: the channel is or becomes closed.
+            IsthmusError: as the peer says, by name.
+        """
+        self._next_id += 1
+        id_ = self._next_id
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._calls[id_] = answer
+        try:
+            self._write(_CALL, id_, message)
+            return await answer
+        finally:
+            del self._calls[id_]
+
+    def post(self, message: Message) -> None:
+        """Send without an answer. Raises PeerLost where the channel is closed."""
+        self._write(_POST, 0, message)
+
+    def close(self, reason: str = "closed here") -> None:
+        """Close, now. Calls under way fail, handlers are cancelled."""
+        if self._closed is not None:
+            return
+        self._closed = reason
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(self._lost())
+        for task in self._handling:
+            task.cancel()
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
+
+    def _lost(self) -> PeerLost:
+        return PeerLost(f"{self.peer or 'peer'}: {self._closed}", field="channel")
+
+    async def _read_frame(self) -> _Frame:
+        (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+        if length > OFFER_BYTES_MAX:
+            raise FrameInvalid(f"frame: {length} bytes, wanted at most {OFFER_BYTES_MAX}", field="frame")
+        body = await self._reader.readexactly(length)
+        self.heard_at = self._clock.now()
+        try:
+            frame = _decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FrameInvalid(f"frame: {error}", field="frame") from error
+        if length > CONTROL_FRAME_BYTES_MAX and not isinstance(frame.message, LARGE):
+            raise FrameInvalid(
+                f"frame: {length} bytes of {type(frame.message).__name__}, wanted at most {CONTROL_FRAME_BYTES_MAX}",
+                field="frame",
+            )
+        return frame
+
+    def _dispatch(self, frame: _Frame) -> None:
+        if frame.kind == _POST:
+            self._posted(self, frame.message)
+        elif frame.kind == _ANSWER:
+            answer = self._calls.get(frame.id)
+            if answer is None or answer.done():
+                return  # the caller gave up waiting
+            if isinstance(frame.message, Failure):
+                answer.set_exception(_error_of(frame.message))
+            else:
+                answer.set_result(frame.message)
+        elif frame.kind == _CALL:
+            task = asyncio.create_task(self._handle(frame))
+            self._handling.add(task)
+            task.add_done_callback(self._handling.discard)
+        else:
+            raise FrameInvalid(f"frame.kind: got {frame.kind}, wanted 0, 1 or 2", field="frame.kind")
+
+    async def _handle(self, frame: _Frame) -> None:
+        try:
+            if len(self._handling) > CALLS_IN_FLIGHT_MAX:
+                raise CapacityExceeded(f"calls: more than {CALLS_IN_FLIGHT_MAX} under way on one channel")
+            answer = await self._handler(self, frame.message)
+        except Bug as bug:
+            log.critical("bug", error=str(bug), exc_info=True)
+            self._answer(frame.id, _failure_of(bug))
+            raise
+        except IsthmusError as error:
+            answer = _failure_of(error)
+        except Exception as error:
+            log.error("handler_failed", call=type(frame.message).__name__, exc_info=True)
+            answer = Failure(code="Lost", message=f"{type(error).__name__}: {error}"[:4096])
+        self._answer(frame.id, answer)
+
+    def _answer(self, id_: int, message: Message) -> None:
+        with contextlib.suppress(PeerLost):
+            self._write(_ANSWER, id_, message)
+
+    def _write(self, kind: int, id_: int, message: Message) -> None:
+        if self._closed is not None:
+            raise self._lost()
+        body = _encoder.encode(_Frame(kind, id_, message))
+        bound = OFFER_BYTES_MAX if isinstance(message, LARGE) else CONTROL_FRAME_BYTES_MAX
+        if len(body) > bound:
+            raise FrameInvalid(
+                f"{type(message).__name__}: {len(body)} bytes, wanted at most {bound}", field=type(message).__name__
+            )
+        self._writer.write(_LENGTH.pack(len(body)) + body)
+        if self._writer.transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+            self.close(f"the peer is too slow: more than {WRITE_BUFFER_BYTES_MAX} bytes wait for it")
+
+
+async def connect(
+    host: str, port: int, clock: Clock, *, handler: Handler, posted: Posted, peer: str, deadline: Duration
+) -> Channel:
+    """Open a channel. The caller runs it. Raises PeerLost where nobody listens there in time."""
+    try:
+        reader, writer = await within(clock, deadline, asyncio.open_connection(host, port), f"connect to {peer}")
+    except OSError as error:
+        raise PeerLost(f"{peer} at {host}:{port}: {error.strerror or error}", field="channel") from error
+    channel = Channel(reader, writer, clock, handler=handler, posted=posted)
+    channel.peer = peer
+    return channel
+
+
+def _failure_of(error: IsthmusError) -> Failure:
+    retry = getattr(error, "retry_after", None)
+    return Failure(
+        code=error.code,
+        message=str(error)[:4096],
+        field=error.field[:4096],
+        retry_after_ms=retry.ms if retry is not None else None,
+    )
+
+
+def _error_of(failure: Failure) -> IsthmusError:
+    error = error_named(failure.code, failure.message, field=failure.field)
+    if isinstance(error, CapacityExceeded) and failure.retry_after_ms is not None:
+        error.retry_after = Duration.of_ms(failure.retry_after_ms)
+    return error

@@ -1,0 +1,171 @@
+"""The one file that describes a deployment: `isthmus serve ... --config FILE`.
+
+    model: ~/models/Qwen2.5-0.5B          # a local Hugging Face directory; default: the packaged SmolLM2-135M
+    gateway: {host: 127.0.0.1, port: 8000}
+    pools:
+      - {name: prefill, role: prefill, count: 1, kv_layout: NHD, block_size: 16}
+      - {name: decode,  role: decode,  count: 2, kv_layout: HND, block_size: 64, tp_size: 3}
+
+Workers are named `<pool>-<index>`. Order of precedence: environment `ISTHMUS_<FIELD>` (top-level fields, `__` between
+levels), then the file, then defaults. An unknown key is an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from isthmus.core.errors import ConfigInvalid
+from isthmus.core.ids import WorkerId
+from isthmus.core.limits import REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX
+from isthmus.core.units import GIB
+from isthmus.engines.embedded.config import EmbeddedConfig
+
+__all__ = ["DeadlinesConfig", "GatewayConfig", "PoolConfig", "ServeConfig", "load_config", "parse_config"]
+
+Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+ENGINE_FIELDS = frozenset(EmbeddedConfig.model_fields) - {"model"}
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class GatewayConfig(_Config):
+    """Where the gateway listens: `port` for clients, `control_port` for workers."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    control_port: Port = 8001
+    requests_in_flight_max: Annotated[int, Field(ge=1, le=REQUESTS_IN_FLIGHT_MAX)] = 512
+    attempts_max: Annotated[int, Field(ge=1, le=16)] = 4
+    worker_wait_ms: Milliseconds = 5_000
+    heartbeat_ms: Milliseconds = 1_000
+    heartbeat_timeout_ms: Milliseconds = 15_000
+
+
+class DeadlinesConfig(_Config):
+    """How long each stage of a hand-off may take."""
+
+    reserve_ms: Milliseconds = 300_000
+    prefill_ms: Milliseconds = 300_000
+    transfer_ms: Milliseconds = 60_000
+    confirm_ms: Milliseconds = 5_000
+
+
+class PoolConfig(EmbeddedConfig):
+    """`count` like workers of one role. All other fields are the embedded engine's (`engines/embedded/config.py`)."""
+
+    model: Path = Path()
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+    role: Literal["prefill", "decode"]
+    count: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
+    host: str = "127.0.0.1"
+    transports: tuple[Literal["shm", "tcp"], ...] = ("shm", "tcp")
+    staging_bytes: Annotated[int, Field(ge=1)] = GIB
+
+    @model_validator(mode="after")
+    def _transports(self) -> Self:
+        if not self.transports or len(set(self.transports)) != len(self.transports):
+            raise ValueError("transports: name at least one of shm, tcp, each once")
+        return self
+
+    def engine(self, model: Path) -> EmbeddedConfig:
+        """The engine's part, with the deployment's model."""
+        fields = {name: getattr(self, name) for name in ENGINE_FIELDS}
+        return EmbeddedConfig(model=model, **fields)
+
+
+class ServeConfig(_Config):
+    """A deployment."""
+
+    model: Path | None = None
+    served_model_name: str | None = None
+    gateway: GatewayConfig = GatewayConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    lease_ms: Annotated[int, Field(ge=100, le=3_600_000)] = 10_000
+    pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pools(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pools: names must differ, got {names}")
+        for role in ("prefill", "decode"):
+            if not any(pool.role == role for pool in self.pools):
+                raise ValueError(f"pools: no pool has role {role}; a deployment needs both")
+        for index, pool in enumerate(self.pools):
+            if "model" in pool.model_fields_set:
+                raise ValueError(f"pools[{index}].model: set `model` once, at the top")
+        if self.gateway.port == self.gateway.control_port:
+            raise ValueError(f"gateway.control_port: {self.gateway.control_port} is also gateway.port")
+        return self
+
+    def workers(self) -> tuple[tuple[WorkerId, PoolConfig], ...]:
+        """Every worker's name and pool."""
+        return tuple((WorkerId(f"{pool.name}-{index}"), pool) for pool in self.pools for index in range(pool.count))
+
+
+def load_config(path: Path) -> ServeConfig:
+    """Read and check a file.
+
+    Raises:
+        ConfigInvalid: unreadable, not YAML, or a field is wrong; the message names it and what would be right.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: {error.strerror}", field="config") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{path}: not YAML: {error}", field="config") from None
+    if not isinstance(raw, dict):
+        raise ConfigInvalid(f"{path}: got {type(raw).__name__}, wanted a mapping with `pools`", field="config")
+    return parse_config(raw, where=str(path), environment=os.environ)
+
+
+def parse_config(raw: dict[str, Any], *, where: str, environment: Any = None) -> ServeConfig:
+    """Check a mapping, after laying the environment over it. Raises ConfigInvalid."""
+    laid = _overlay(raw, environment or {})
+    try:
+        return ServeConfig.model_validate(laid)
+    except ValidationError as error:
+        lines = []
+        for found in error.errors():
+            path = ".".join(str(part) for part in found["loc"])
+            wanted = found["msg"].removeprefix("Value error, ")
+            if found["type"] == "extra_forbidden":
+                wanted = f"unknown key; known here: {', '.join(_known(found['loc']))}"
+            lines.append(f"{path or 'deployment'}: {wanted}")
+        first = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigInvalid(f"{where}: " + "; ".join(lines), field=first) from None
+
+
+def _overlay(raw: dict[str, Any], environment: Any) -> dict[str, Any]:
+    """`ISTHMUS_GATEWAY__PORT=9000` sets `gateway: {port: 9000}`."""
+    laid = dict(raw)
+    for name, value in environment.items():
+        if not name.startswith("ISTHMUS_") or name in ("ISTHMUS_CACHE",):
+            continue
+        path = name.removeprefix("ISTHMUS_").lower().split("__")
+        here = laid
+        for part in path[:-1]:
+            child = here.get(part)
+            here[part] = dict(child) if isinstance(child, dict) else {}
+            here = here[part]
+        here[path[-1]] = yaml.safe_load(value)
+    return laid
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the mapping at a location may have."""
+    kind: type[BaseModel] = ServeConfig
+    if location[0] == "pools" and len(location) > 2:
+        kind = PoolConfig
+    elif location[0] in ("gateway", "deadlines") and len(location) > 1:
+        kind = GatewayConfig if location[0] == "gateway" else DeadlinesConfig
+    return sorted(kind.model_fields)

@@ -1,0 +1,163 @@
+"""From a client's body to an Ask, and from its tokens to text: what lies between HTTP and the dispatcher."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import BadInput, ContextTooLong, UnknownModel
+from isthmus.core.ids import TenantId, WorkerId
+from isthmus.engines.text import TextStream
+from isthmus.handoff.request import Sampling
+from isthmus.serve.gateway.dispatch import Ask, Dispatcher
+from isthmus.serve.gateway.metrics import Metrics
+from isthmus.serve.gateway.openai import ChatRequest, CompletionRequest
+
+__all__ = ["Answerer", "Piece", "Prepared"]
+
+COMPLETION_TOKENS_DEFAULT = 16  # as the OpenAI API
+TENANT = TenantId("default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request that may be answered."""
+
+    ask: Ask
+    text: TextStream
+    chat: bool
+    created: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Some text of an answer, the tokens that came with it, and the reason where it is the last."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+
+
+class Answerer:
+    """Prepares and answers requests for one model."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        tokenizer: Any,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        model: str,
+        context_length: int,
+        vocab_size: int,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._metrics = metrics
+        self.model = model
+        self.context_length = context_length
+        self._vocab_size = vocab_size
+
+    def prepare(self, body: CompletionRequest | ChatRequest, headers: Mapping[str, str]) -> Prepared:
+        """Tokenise and check.
+
+        Raises:
+            UnknownModel, BadInput: the field is named.
+            ContextTooLong: the prompt, or prompt and `max_tokens`, exceed the context.
+        """
+        if body.model != self.model:
+            raise UnknownModel(f"model: {body.model!r} is not served here, {self.model!r} is", field="model")
+        chat = isinstance(body, ChatRequest)
+        prompt = self._tokenise(body)
+        room = self.context_length - len(prompt)
+        if room < 1:
+            raise ContextTooLong(
+                f"{'messages' if chat else 'prompt'}: {len(prompt)} tokens, this model's context is "
+                f"{self.context_length} tokens and must also hold the answer",
+                field="messages" if chat else "prompt",
+            )
+        wanted = body.max_tokens
+        if isinstance(body, ChatRequest):
+            wanted = body.max_completion_tokens or body.max_tokens or room
+        if wanted is None:
+            wanted = min(COMPLETION_TOKENS_DEFAULT, room)
+        if wanted > room:
+            raise ContextTooLong(
+                f"max_tokens: {wanted}, but a prompt of {len(prompt)} tokens leaves room for {room} in a context of "
+                f"{self.context_length}",
+                field="max_tokens",
+            )
+        ask = Ask(
+            request_id=f"{'chatcmpl' if chat else 'cmpl'}-{self._clock.token()}",
+            tenant=TENANT,
+            prompt=prompt,
+            sampling=Sampling(
+                max_tokens=wanted,
+                temperature=1.0 if body.temperature is None else body.temperature,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                seed=int(self._clock.token()[:15], 16) if body.seed is None else body.seed,
+                ignore_eos=body.ignore_eos,
+            ),
+            pin_producer=_pin(headers, "x-isthmus-producer"),
+            pin_consumer=_pin(headers, "x-isthmus-consumer"),
+        )
+        text = TextStream(self._tokenizer, body.stops)
+        return Prepared(ask=ask, text=text, chat=chat, created=self._clock.unix_seconds())
+
+    async def answer(self, prepared: Prepared) -> AsyncGenerator[Piece]:
+        """Text as it becomes certain. Close it to cancel. Raises as `Dispatcher.answer`."""
+        ask, text = prepared.ask, prepared.text
+        start = self._clock.now()
+        first = None
+        given = 0
+        outcome = "cancelled"
+        self._metrics.requests_running.inc()
+        self._metrics.prompt_tokens.inc(len(ask.prompt))
+        try:
+            async with aclosing(self._dispatcher.answer(ask)) as events:
+                async for event in events:
+                    if first is None:
+                        first = self._clock.now()
+                        self._metrics.ttft.observe((first - start) / 1e9)
+                    piece = text.push(event.token)
+                    reason = "stop" if text.stopped else event.finish_reason
+                    if reason is not None:
+                        outcome = reason
+                        piece += "" if text.stopped else text.finish()
+                    if piece or reason is not None:
+                        yield Piece(text=piece, token_ids=tuple(ask.sent[given:]), finish_reason=reason)
+                        given = len(ask.sent)
+                    if reason is not None:
+                        return
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._metrics.requests_running.dec()
+            self._metrics.requests.labels(outcome).inc()
+            self._metrics.generation_tokens.inc(len(ask.sent))
+            if first is not None and len(ask.sent) > 1:
+                self._metrics.tpot.observe((self._clock.now() - first) / 1e9 / (len(ask.sent) - 1))
+
+    def _tokenise(self, body: CompletionRequest | ChatRequest) -> tuple[int, ...]:
+        if isinstance(body, ChatRequest):
+            messages = [message.plain() for message in body.messages]
+            encoded = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, tokenize=True
+            )
+            return tuple(encoded["input_ids"])
+        text = body.prompt
+        ids = tuple(self._tokenizer(text)["input_ids"]) if isinstance(text, str) else tuple(text)
+        if not ids:
+            raise BadInput("prompt: got no tokens, wanted at least one", field="prompt")
+        if max(ids) >= self._vocab_size:
+            raise BadInput(f"prompt: token id {max(ids)}, wanted less than {self._vocab_size}", field="prompt")
+        return ids
+
+
+def _pin(headers: Mapping[str, str], name: str) -> WorkerId | None:
+    value = headers.get(name)
+    return WorkerId(value) if value else None

@@ -1,0 +1,223 @@
+"""The gateway's side of its workers: they dial in, register, pulse, and are dropped when silent or gone."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from typing import Any
+
+import msgspec
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import FrameInvalid, IsthmusError, PeerLost, Rejected
+from isthmus.core.limits import HANDOFFS_REMEMBERED_MAX
+from isthmus.core.units import Duration
+from isthmus.core.waiting import within
+from isthmus.serve.channel import Channel
+from isthmus.serve.gateway.metrics import Metrics
+from isthmus.serve.gateway.registry import Registry, Seat
+from isthmus.serve.messages import (
+    HandoffReport,
+    Hello,
+    Message,
+    Pulse,
+    Snapshot,
+    SnapshotOrder,
+    TokenEvent,
+    Welcome,
+)
+from isthmus.state.manifest import negotiate_version
+from isthmus.state.plan import TransformPlan
+
+__all__ = ["Control"]
+
+log = structlog.get_logger(__name__)
+
+SNAPSHOT_DEADLINE = Duration.of_seconds(2)
+
+
+class Control:
+    """Accepts workers. `on_token` is told of every token they post."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Clock,
+        metrics: Metrics,
+        on_token: Any,
+        *,
+        heartbeat: Duration,
+        timeout: Duration,
+    ) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._metrics = metrics
+        self._on_token = on_token
+        self._heartbeat = heartbeat
+        self._timeout = timeout
+        self._seats: dict[Channel, Seat] = {}
+        self._reports: dict[str, HandoffReport] = {}
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept workers on a bound socket, and watch them, until cancelled."""
+        server = await asyncio.start_server(self._accept, sock=listening)
+        try:
+            async with server:
+                await self._watch()
+        finally:
+            for seat in self._registry.seats():
+                seat.channel.close("the gateway stops")
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+        try:
+            await channel.run()
+        finally:
+            seat = self._seats.pop(channel, None)
+            if seat is not None:
+                self._registry.drop(seat, "its connection closed")
+
+    async def _handle(self, channel: Channel, message: Message) -> Message:
+        if not isinstance(message, Hello) or channel in self._seats:
+            raise FrameInvalid(f"call: got {type(message).__name__}, wanted one Hello, first", field="call")
+        version = negotiate_version(message.schema_versions)
+        channel.peer = message.member.worker
+        try:
+            self._seats[channel] = self._registry.admit(message.member, channel)
+        except Rejected as error:
+            log.warning("worker_refused", worker=message.member.worker, field=error.field, reason=str(error))
+            raise
+        return Welcome(
+            schema_version=version, heartbeat_ms=round(self._heartbeat.ms), timeout_ms=round(self._timeout.ms)
+        )
+
+    def _posted(self, channel: Channel, message: Message) -> None:
+        seat = self._seats.get(channel)
+        if seat is None:
+            raise FrameInvalid(f"post: {type(message).__name__} before Hello", field="post")
+        if isinstance(message, TokenEvent):
+            self._on_token(message)
+        elif isinstance(message, Pulse):
+            seat.blocks = message.blocks
+        elif isinstance(message, HandoffReport):
+            self._metrics.on_handoff(message)
+            self._reports[message.handoff] = message
+            while len(self._reports) > HANDOFFS_REMEMBERED_MAX:
+                del self._reports[next(iter(self._reports))]
+        else:
+            raise FrameInvalid(f"post: a worker does not post {type(message).__name__}", field="post")
+
+    async def _watch(self) -> None:
+        """Pulse every member, and drop those that have been silent for too long."""
+        while True:
+            await self._clock.sleep(self._heartbeat)
+            for seat in self._registry.seats():
+                silent = self._clock.now() - seat.channel.heard_at
+                if silent > self._timeout.ns:
+                    self._registry.drop(seat, f"silent for {silent / 1e6:.0f} ms")
+                    continue
+                with contextlib.suppress(PeerLost):
+                    seat.channel.post(Pulse())
+
+    def missing_roles(self) -> list[str]:
+        """Roles that no member has."""
+        return [role for role in ("prefill", "decode") if not self._registry.seats(role)]
+
+    def worker_count(self) -> int:
+        return len(self._registry.seats())
+
+    def measure(self, metrics: Metrics) -> None:
+        """Bring the gauges up to date."""
+        metrics.blocks.clear()
+        for role in ("prefill", "decode"):
+            metrics.workers.labels(role).set(len(self._registry.seats(role)))
+        for seat in self._registry.seats():
+            for state, count in seat.blocks.items():
+                metrics.blocks.labels(seat.worker, state).set(count)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Members, as JSON."""
+        return [
+            {
+                "worker": seat.worker,
+                "role": seat.member.role,
+                "pid": seat.member.pid,
+                "incarnation": seat.member.incarnation,
+                "num_blocks": seat.member.num_blocks,
+                "blocks": seat.blocks,
+                "context_length": seat.member.context_length,
+                "outstanding_tokens": seat.outstanding_tokens,
+                "transports": [endpoint.__struct_config__.tag for endpoint in seat.member.endpoints],
+                "representation": msgspec.to_builtins(seat.member.representation),
+                "identity": msgspec.to_builtins(seat.member.identity),
+            }
+            for seat in self._registry.seats()
+        ]
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """The verdict on every producer and consumer."""
+        found = []
+        for producer in self._registry.seats("prefill"):
+            for consumer in self._registry.seats("decode"):
+                verdict = self._registry.verdict(producer.worker, consumer.worker)
+                found.append(
+                    {
+                        "producer": producer.worker,
+                        "consumer": consumer.worker,
+                        "outcome": verdict.outcome.value,
+                        "lossless": verdict.lossless,
+                        "assumptions": list(verdict.gate.assumptions),
+                        "differences": [
+                            {
+                                "field": d.field,
+                                "producer": d.producer,
+                                "consumer": d.consumer,
+                                "resolution": d.resolution,
+                            }
+                            for d in verdict.differences
+                        ],
+                        "plans": [_plan(plan) for plan in verdict.plans],
+                        "producer_bytes_per_token": verdict.producer_bytes_per_token,
+                        "consumer_bytes_per_token": verdict.consumer_bytes_per_token,
+                    }
+                )
+        return found
+
+    async def handoffs(self, request_id: str) -> dict[str, Any]:
+        """Who owns what now, by every worker's own ledger, and the hand-offs that were installed lately."""
+        seats = self._registry.seats()
+        answers = await asyncio.gather(*(self._snapshot(seat) for seat in seats))
+        return {
+            "workers": {seat.worker: answer for seat, answer in zip(seats, answers, strict=True)},
+            "installed": [
+                msgspec.to_builtins(report)
+                for report in self._reports.values()
+                if request_id in ("", report.request_id)
+            ],
+        }
+
+    async def _snapshot(self, seat: Seat) -> dict[str, Any]:
+        try:
+            answer = await within(self._clock, SNAPSHOT_DEADLINE, seat.channel.call(SnapshotOrder()), "snapshot")
+        except IsthmusError as error:
+            return {"error": str(error)}
+        if not isinstance(answer, Snapshot):
+            return {"error": f"answered {type(answer).__name__}"}
+        try:
+            found = json.loads(answer.json)
+        except ValueError:
+            return {"error": "answered something that is not JSON"}
+        return found if isinstance(found, dict) else {"error": "answered something that is not an object"}
+
+
+def _plan(plan: TransformPlan) -> dict[str, Any]:
+    return {
+        "fingerprint": plan.fingerprint,
+        "outcome": plan.outcome.value,
+        "parts": len(plan.parts),
+        "ops": [op.__struct_config__.tag for op in plan.ops],
+        "run_at": plan.run_at.value,
+        "run_at_reason": plan.run_at_reason,
+        "loss": {"relative": plan.loss.relative, "absolute": plan.loss.absolute, "per_row_max": plan.loss.per_row_max},
+    }

@@ -1,0 +1,183 @@
+"""One request, from placement to its last token, through failures.
+
+A request is tried at most `attempts_max` times. What the client already has is never sent again: an attempt after a
+failure prefills prompt + tokens sent, with the sampler's counter and seed, and goes on from there (I5).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+
+from isthmus.core.clock import Clock, after
+from isthmus.core.errors import (
+    CapacityExceeded,
+    GrantUnknown,
+    IsthmusError,
+    Lost,
+    ManifestInvalid,
+    PeerLost,
+    Rejected,
+    StaleEpoch,
+)
+from isthmus.core.ids import WorkerId
+from isthmus.core.units import Duration
+from isthmus.handoff.request import Request, Sampling
+from isthmus.placement.routing import choose
+from isthmus.serve.gateway.metrics import Metrics
+from isthmus.serve.gateway.registry import Registry, Seat
+from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
+
+__all__ = ["Ask", "Dispatcher"]
+
+log = structlog.get_logger(__name__)
+
+RETRYABLE = (Lost, StaleEpoch, GrantUnknown, ManifestInvalid)
+"""What another attempt may mend: the world failed, or a hand-off ended under it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ask:
+    """What a client wants, tokenised. Pins name a worker for this request alone (drills, and the demo)."""
+
+    request_id: str
+    tenant: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    pin_producer: WorkerId | None = None
+    pin_consumer: WorkerId | None = None
+    sent: list[int] = field(default_factory=list)
+    attempts: int = 0
+
+    def request(self) -> Request:
+        return Request(
+            request_id=self.request_id,
+            attempt=self.attempts,
+            tenant=self.tenant,
+            token_ids=(*self.prompt, *self.sent),
+            sampling=self.sampling,
+            sampled=len(self.sent),
+        )
+
+
+class Dispatcher:
+    """Places requests on workers and hands their tokens on."""
+
+    def __init__(
+        self, registry: Registry, clock: Clock, metrics: Metrics, *, attempts_max: int, worker_wait: Duration
+    ) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._metrics = metrics
+        self._attempts_max = attempts_max
+        self._worker_wait = worker_wait
+        self._streams: dict[tuple[str, int], asyncio.Queue[TokenEvent | None]] = {}
+
+    def on_token(self, event: TokenEvent) -> None:
+        """A worker's post. One that nobody waits for any more is dropped: its attempt was given up."""
+        stream = self._streams.get((event.request_id, event.attempt))
+        if stream is not None:
+            stream.put_nowait(event)
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[TokenEvent]:
+        """Tokens in order, each once; the last has a `finish_reason`. Close it to cancel the request.
+
+        Raises:
+            Rejected: the request cannot be served.
+            CapacityExceeded, Lost: not now; every attempt failed.
+        """
+        avoid: set[WorkerId] = set()
+        while True:
+            producer, consumer = await self._place(ask, avoid)
+            try:
+                async with aclosing(self._attempt(ask, producer, consumer)) as events:
+                    async for event in events:
+                        ask.sent.append(event.token)
+                        yield event
+                        if event.finish_reason is not None:
+                            return
+            except (*RETRYABLE, CapacityExceeded) as error:
+                ask.attempts += 1
+                log.warning(
+                    "attempt_failed",
+                    request=ask.request_id,
+                    attempt=ask.attempts,
+                    producer=producer.worker,
+                    consumer=consumer.worker,
+                    code=error.code,
+                    reason=str(error),
+                    sent=len(ask.sent),
+                )
+                self._metrics.attempts_failed.labels(error.code).inc()
+                full = isinstance(error, CapacityExceeded) and avoid >= {consumer.worker}
+                if ask.attempts >= self._attempts_max or full:
+                    raise
+                avoid |= {producer.worker, consumer.worker}
+
+    async def _attempt(self, ask: Ask, producer: Seat, consumer: Seat) -> AsyncGenerator[TokenEvent]:
+        request = ask.request()
+        stream: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
+        self._streams[request.request_id, request.attempt] = stream
+        order = Generate(request=request, producer=producer.worker, producer_incarnation=producer.member.incarnation)
+        call = asyncio.create_task(consumer.channel.call(order))
+        call.add_done_callback(lambda _: stream.put_nowait(None))
+        seats = (producer, consumer)
+        for seat in seats:
+            seat.outstanding_tokens += request.tokens_max
+            seat.assigned += 1
+        try:
+            while (event := await stream.get()) is not None:
+                if event.index != len(ask.sent):
+                    raise Lost(
+                        f"token.index: {consumer.worker} sent {event.index}, {len(ask.sent)} is next",
+                        field="token.index",
+                    )
+                yield event
+            call.result()
+            raise Lost(f"{consumer.worker}: ended without a last token", field="token.finish_reason")
+        finally:
+            for seat in seats:
+                seat.outstanding_tokens -= request.tokens_max
+            del self._streams[request.request_id, request.attempt]
+            if not call.done():
+                call.cancel()
+                _cancel(consumer, request)
+            await asyncio.wait({call})
+            if not call.cancelled():
+                call.exception()
+
+    async def _place(self, ask: Ask, avoid: set[WorkerId]) -> tuple[Seat, Seat]:
+        """Choose a pair; where there is none, wait for workers to join, but not for long."""
+        waited_until = after(self._clock.now(), self._worker_wait)
+        while True:
+            try:
+                return self._choose(ask, avoid)
+            except PeerLost as lost:
+                if self._clock.now() >= waited_until:
+                    raise CapacityExceeded(
+                        f"{lost}; waited {self._worker_wait}", field=lost.field, retry_after=self._worker_wait
+                    ) from lost
+            await self._clock.sleep(Duration.of_ms(50))
+
+    def _choose(self, ask: Ask, avoid: set[WorkerId]) -> tuple[Seat, Seat]:
+        sides = []
+        for role, pin in (("prefill", ask.pin_producer), ("decode", ask.pin_consumer)):
+            seats = [seat for seat in self._registry.seats(role) if pin in (None, seat.worker)]
+            if not seats:
+                raise PeerLost(
+                    f"{role}: no worker of this role is a member" + (f" named {pin}" if pin else ""), field=role
+                )
+            sides.append([seat.candidate() for seat in seats])
+        chosen = choose(sides[0], sides[1], self._registry.compatible, avoid=avoid)
+        if chosen is None:
+            raise Rejected("placement: no prefill worker's KV can be read by any decode worker here", field="placement")
+        return self._registry.seat(chosen[0]), self._registry.seat(chosen[1])
+
+
+def _cancel(consumer: Seat, request: Request) -> None:
+    try:
+        consumer.channel.post(CancelRequest(request_id=request.request_id, attempt=request.attempt))
+    except IsthmusError:
+        return  # the channel is closed: the worker gives up its requests by itself

@@ -1,0 +1,51 @@
+"""Prometheus metrics, named as vLLM names its own (`vllm:time_to_first_token_seconds` and the like)."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from isthmus.serve.messages import HandoffReport
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """One gateway's metrics, in a registry of their own: two gateways can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("isthmus:requests", "Requests by how they ended", ["outcome"], registry=self.registry)
+        self.requests_running = Gauge("isthmus:num_requests_running", "Requests under way", registry=self.registry)
+        self.attempts_failed = Counter(
+            "isthmus:attempts_failed", "Attempts that failed, by error", ["code"], registry=self.registry
+        )
+        self.prompt_tokens = Counter("isthmus:prompt_tokens", "Prompt tokens", registry=self.registry)
+        self.generation_tokens = Counter("isthmus:generation_tokens", "Tokens sent", registry=self.registry)
+        self.ttft = self._histogram("isthmus:time_to_first_token_seconds", "TTFT")
+        self.tpot = self._histogram("isthmus:time_per_output_token_seconds", "TPOT")
+        self.handoffs = Counter(
+            "isthmus:handoffs", "Hand-offs installed", ["outcome", "transport"], registry=self.registry
+        )
+        self.handoff_bytes = Counter("isthmus:handoff_bytes", "KV bytes on the wire", registry=self.registry)
+        self.handoff_stage = Histogram(
+            "isthmus:handoff_stage_seconds",
+            "Time in each stage of a hand-off",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.blocks = Gauge("isthmus:blocks", "Blocks by accounting state", ["worker", "state"], registry=self.registry)
+        self.workers = Gauge("isthmus:workers", "Members by role", ["role"], registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+
+    def on_handoff(self, report: HandoffReport) -> None:
+        self.handoffs.labels(report.outcome, report.transport).inc()
+        self.handoff_bytes.inc(report.wire_bytes)
+        for stage, ms in report.stage_ms.items():
+            self.handoff_stage.labels(stage).observe(ms / 1000)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

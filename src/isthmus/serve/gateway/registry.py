@@ -1,0 +1,126 @@
+"""Who is a member, in which life, and who is fenced. The one authority on a worker's death.
+
+A life (`incarnation`) that was dropped is fenced: it is told to all workers, and never admitted again. Producers free
+what a fenced life held; so a worker that was only stopped, and wakes up, finds itself shut out rather than trusted.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import structlog
+
+from isthmus.core.errors import BadInput, CapacityExceeded, IncarnationFenced, PeerLost
+from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.limits import TOMBSTONES_MAX, WORKERS_MAX
+from isthmus.placement.routing import Candidate
+from isthmus.portability.gate import gate, refuse_unless_passed
+from isthmus.portability.verdict import Verdict, judge
+from isthmus.serve.channel import Channel
+from isthmus.serve.messages import Fenced, Member, Members
+
+__all__ = ["Registry", "Seat"]
+
+log = structlog.get_logger(__name__)
+
+
+class Seat:
+    """One member, its channel, and what the gateway has asked of it."""
+
+    def __init__(self, member: Member, channel: Channel) -> None:
+        self.member = member
+        self.channel = channel
+        self.blocks: dict[str, int] = {}
+        self.outstanding_tokens = 0
+        self.assigned = 0
+
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.member.worker)
+
+    def candidate(self) -> Candidate:
+        return Candidate(worker=self.worker, outstanding_tokens=self.outstanding_tokens, assigned=self.assigned)
+
+
+class Registry:
+    """Members by name. Of one event loop."""
+
+    def __init__(self) -> None:
+        self._seats: dict[WorkerId, Seat] = {}
+        self._fenced: deque[Incarnation] = deque(maxlen=TOMBSTONES_MAX)
+        self._verdicts: dict[tuple[Incarnation, Incarnation], Verdict] = {}
+
+    def admit(self, member: Member, channel: Channel) -> Seat:
+        """A worker joins.
+
+        Raises:
+            IncarnationFenced: this life was declared over.
+            BadInput: the name is taken by a living worker.
+            GateRefused: it serves another model than the workers already here.
+            CapacityExceeded: too many workers.
+        """
+        worker = WorkerId(member.worker)
+        if member.incarnation in self._fenced:
+            raise IncarnationFenced(f"{worker}: this incarnation was declared dead; start anew", field="incarnation")
+        if worker in self._seats:
+            raise BadInput(f"worker: the name {worker!r} is taken by a living worker", field="worker")
+        if len(self._seats) >= WORKERS_MAX:
+            raise CapacityExceeded(f"workers: {WORKERS_MAX} are here already", field="workers")
+        for other in self._seats.values():
+            refuse_unless_passed(gate(other.member.identity, member.identity))
+        seat = Seat(member, channel)
+        self._seats[worker] = seat
+        log.info("worker_joined", worker=worker, role=member.role, num_blocks=member.num_blocks)
+        self._announce()
+        return seat
+
+    def drop(self, seat: Seat, reason: str) -> None:
+        """A worker is gone, or is declared so: fence its life, tell everybody, close its channel. Idempotent."""
+        if self._seats.get(seat.worker) is not seat:
+            return
+        del self._seats[seat.worker]
+        self._fenced.append(Incarnation(seat.member.incarnation))
+        seat.channel.close(reason)
+        log.warning("worker_lost", worker=seat.worker, reason=reason)
+        for other in self._seats.values():
+            _post(other, Fenced(worker=seat.worker, incarnation=seat.member.incarnation))
+        self._announce()
+
+    def seat(self, worker: WorkerId) -> Seat:
+        """A member. Raises PeerLost where there is none of that name."""
+        seat = self._seats.get(worker)
+        if seat is None:
+            raise PeerLost(f"{worker}: not a member now", field="worker")
+        return seat
+
+    def seats(self, role: str = "") -> list[Seat]:
+        """All members, or those of a role."""
+        return [seat for seat in self._seats.values() if role in ("", seat.member.role)]
+
+    def verdict(self, producer: WorkerId, consumer: WorkerId) -> Verdict:
+        """May KV of one be read by the other? Remembered for both lives."""
+        ours, theirs = self._seats[producer].member, self._seats[consumer].member
+        key = (Incarnation(ours.incarnation), Incarnation(theirs.incarnation))
+        if key not in self._verdicts:
+            if len(self._verdicts) >= WORKERS_MAX * WORKERS_MAX:
+                self._verdicts.clear()
+            self._verdicts[key] = judge((ours.identity, ours.representation), (theirs.identity, theirs.representation))
+        return self._verdicts[key]
+
+    def compatible(self, producer: WorkerId, consumer: WorkerId) -> bool:
+        return bool(self.verdict(producer, consumer).plans)
+
+    def _announce(self) -> None:
+        members = Members(members=tuple(seat.member for seat in self._seats.values()))
+        for seat in self._living():
+            _post(seat, members)
+
+    def _living(self) -> Iterable[Seat]:
+        return list(self._seats.values())
+
+
+def _post(seat: Seat, message: Fenced | Members) -> None:
+    """A channel that closes meanwhile is noticed by its own reader."""
+    try:
+        seat.channel.post(message)
+    except PeerLost:
+        log.info("post_failed", worker=seat.worker)

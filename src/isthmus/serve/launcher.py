@@ -1,0 +1,164 @@
+"""Starts a whole deployment as child processes of this one, and ends them with it.
+
+Each child dies with its parent (PR_SET_PDEATHSIG), so that nothing is left behind whatever ends the parent.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import Lost
+from isthmus.core.ids import WorkerId
+from isthmus.core.units import Duration
+from isthmus.serve.config import ServeConfig
+
+__all__ = ["Child", "Deployment"]
+
+log = structlog.get_logger(__name__)
+
+PR_SET_PDEATHSIG = 1
+STOP_GRACE = Duration.of_seconds(10)
+POLL = Duration.of_ms(100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """One process of ours, and where its log goes."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Deployment:
+    """A gateway and its workers. Use as an async context manager."""
+
+    def __init__(self, config: ServeConfig, config_path: Path, log_folder: Path, clock: Clock) -> None:
+        self.config = config
+        self._config_path = config_path
+        self._log_folder = log_folder
+        self._clock = clock
+        self.children: dict[str, Child] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.config.gateway.host}:{self.config.gateway.port}"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start("gateway")
+            for worker, _ in self.config.workers():
+                await self.start(worker)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self, name: str) -> Child:
+        """Start the gateway or a worker of the file by its name."""
+        pool = dict(self.config.workers()).get(WorkerId(name))
+        arguments = ["gateway"] if pool is None else [pool.role, "--name", name]
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        path = self._log_folder / f"{name}.log"
+        with path.open("ab") as sink:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "isthmus",
+                "serve",
+                *arguments,
+                "--config",
+                str(self._config_path),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                preexec_fn=_die_with(os.getpid()),
+            )
+        self.children[name] = Child(name=name, process=process, log=path)
+        return self.children[name]
+
+    async def ready(self, deadline: Duration) -> None:
+        """Return once the gateway answers and every worker of the file has registered.
+
+        Raises:
+            Lost: a process ended, or the time is up; the message holds the end of its log.
+        """
+        start = self._clock.now()
+        wanted = len(self.config.workers())
+        async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
+            while True:
+                for child in self.children.values():
+                    if child.process.returncode is not None:
+                        raise Lost(
+                            f"{child.name} ended with status {child.process.returncode}:\n{child.tail()}",
+                            field=child.name,
+                        )
+                if await _worker_count(client) == wanted:
+                    return
+                if self._clock.now() - start > deadline.ns:
+                    missing = "\n".join(f"-- {child.name}\n{child.tail(5)}" for child in self.children.values())
+                    raise Lost(f"deployment: not ready within {deadline}\n{missing}", field="deployment")
+                await self._clock.sleep(POLL)
+
+    async def first_to_end(self) -> Child:
+        """Wait for any process to end."""
+        waits = {asyncio.create_task(child.process.wait()): child for child in self.children.values()}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[done.pop()]
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def stop(self) -> None:
+        """End every process that was started here, by its pid, and wait for it."""
+        living = [child for child in self.children.values() if child.process.returncode is None]
+        for child in living:
+            child.process.send_signal(signal.SIGCONT)
+            child.process.terminate()
+        waits = [asyncio.create_task(child.process.wait()) for child in living]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=STOP_GRACE.seconds)
+            for child in living:
+                if late and child.process.returncode is None:
+                    child.process.kill()
+            await asyncio.gather(*waits)
+
+
+async def _worker_count(client: httpx.AsyncClient) -> int:
+    try:
+        answer = await client.get("/v1/isthmus/workers")
+        return len(answer.json()["workers"])
+    except (httpx.HTTPError, ValueError, KeyError):
+        return 0
+
+
+def _die_with(parent: int):  # type: ignore[no-untyped-def]
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return prepare

@@ -1,0 +1,1 @@
+"""Prefill and decode workers: an engine, its ledger, its transports, and the channels to gateway and peers."""

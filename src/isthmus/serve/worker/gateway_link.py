@@ -1,0 +1,118 @@
+"""A worker's connection to its gateway: register, serve, pulse; and again, when the gateway comes back."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import FrameInvalid, Lost, PeerLost
+from isthmus.core.units import Duration
+from isthmus.serve.channel import Channel, Handler, connect
+from isthmus.serve.messages import CancelRequest, Fenced, Hello, Member, Members, Message, Pulse, Welcome
+from isthmus.serve.worker.membership import Membership
+from isthmus.state.manifest import SCHEMA_VERSIONS_SPOKEN
+
+__all__ = ["GatewayLink"]
+
+log = structlog.get_logger(__name__)
+
+CONNECT_DEADLINE = Duration.of_seconds(5)
+BACKOFF_FIRST = Duration.of_ms(100)
+BACKOFF_MAX = Duration.of_seconds(2)
+
+
+class GatewayLink:
+    """Dials the gateway and stays with it. When it is gone, its requests are given up: Channel cancels them."""
+
+    def __init__(
+        self,
+        member: Member,
+        membership: Membership,
+        clock: Clock,
+        *,
+        host: str,
+        port: int,
+        handler: Handler,
+        on_cancel: Callable[[CancelRequest], None],
+        blocks: Callable[[], dict[str, int]],
+    ) -> None:
+        self._member = member
+        self._membership = membership
+        self._clock = clock
+        self._host = host
+        self._port = port
+        self._handler = handler
+        self._on_cancel = on_cancel
+        self._blocks = blocks
+        self._channel: Channel | None = None
+
+    def post(self, message: Message) -> None:
+        """Say something to the gateway. Raises PeerLost where there is none now."""
+        if self._channel is None:
+            raise PeerLost("gateway: not connected", field="gateway")
+        self._channel.post(message)
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            IncarnationFenced: the gateway has declared this life over: start anew.
+            Rejected: the gateway refuses this worker; the message says what would be right.
+        """
+        backoff = BACKOFF_FIRST
+        while True:
+            try:
+                await self._session()
+                backoff = BACKOFF_FIRST
+            except Lost as error:
+                log.info("gateway_unreachable", reason=str(error), retry_ms=backoff.ms)
+            await self._clock.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_MAX)
+
+    async def _session(self) -> None:
+        channel = await connect(
+            self._host,
+            self._port,
+            self._clock,
+            handler=self._handler,
+            posted=self._posted,
+            peer="gateway",
+            deadline=CONNECT_DEADLINE,
+        )
+        running = asyncio.create_task(channel.run())
+        try:
+            welcome = await channel.call(Hello(member=self._member, schema_versions=SCHEMA_VERSIONS_SPOKEN))
+            if not isinstance(welcome, Welcome):
+                raise FrameInvalid(f"hello: answered {type(welcome).__name__}, wanted Welcome", field="hello")
+            self._channel = channel
+            log.info("registered", gateway=f"{self._host}:{self._port}")
+            watch = asyncio.create_task(self._pulse(channel, welcome))
+            try:
+                await asyncio.wait({running})
+            finally:
+                watch.cancel()
+            log.warning("gateway_lost")
+        finally:
+            self._channel = None
+            channel.close()
+            await asyncio.wait({running})
+
+    async def _pulse(self, channel: Channel, welcome: Welcome) -> None:
+        """Say that we live, and notice when the gateway does not."""
+        timeout = Duration.of_ms(welcome.timeout_ms)
+        while not channel.closed:
+            channel.post(Pulse(blocks=self._blocks()))
+            await self._clock.sleep(Duration.of_ms(welcome.heartbeat_ms))
+            if self._clock.now() - channel.heard_at > timeout.ns:
+                channel.close(f"silent for more than {timeout}")
+
+    def _posted(self, channel: Channel, message: Message) -> None:
+        if isinstance(message, Members):
+            self._membership.update(message)
+        elif isinstance(message, Fenced):
+            self._membership.fenced(message)
+        elif isinstance(message, CancelRequest):
+            self._on_cancel(message)
+        elif not isinstance(message, Pulse):
+            raise FrameInvalid(f"post: a gateway does not post {type(message).__name__}", field="post")

@@ -1,0 +1,62 @@
+"""Who the gateway says is a member, and who is fenced. The only place where a peer's address comes from."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from isthmus.core.errors import PeerLost
+from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.serve.messages import Fenced, Member, Members
+
+__all__ = ["Membership"]
+
+OnFenced = Callable[[WorkerId, Incarnation], Awaitable[None]]
+
+
+class Membership:
+    """Members by name, as last announced. Listeners are told of each life that is over."""
+
+    def __init__(self) -> None:
+        self._members: dict[WorkerId, Member] = {}
+        self._changed = asyncio.Event()
+        self._listeners: list[OnFenced] = []
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def on_fenced(self, listener: OnFenced) -> None:
+        """Call `listener` for each life of a worker that is declared over."""
+        self._listeners.append(listener)
+
+    def update(self, members: Members) -> None:
+        """Take the gateway's word for who is there."""
+        self._members = {WorkerId(member.worker): member for member in members.members}
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def fenced(self, message: Fenced) -> None:
+        """A life is over: forget it, and tell."""
+        worker, incarnation = WorkerId(message.worker), Incarnation(message.incarnation)
+        member = self._members.get(worker)
+        if member is not None and member.incarnation == incarnation:
+            del self._members[worker]
+        for listener in self._listeners:
+            task = asyncio.create_task(_tell(listener, worker, incarnation))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    def find(self, worker: WorkerId, incarnation: Incarnation) -> Member:
+        """This life of this worker. Raises PeerLost where it is not, or is no more, a member."""
+        member = self._members.get(worker)
+        if member is None or member.incarnation != incarnation:
+            raise PeerLost(f"{worker}: this incarnation is not a member", field="worker")
+        return member
+
+    async def wait_for(self, worker: WorkerId, incarnation: Incarnation) -> Member:
+        """As `find`, but wait: a peer's greeting may overtake the gateway's announcement of it."""
+        while True:
+            try:
+                return self.find(worker, incarnation)
+            except PeerLost:
+                await self._changed.wait()
+
+
+async def _tell(listener: OnFenced, worker: WorkerId, incarnation: Incarnation) -> None:
+    await listener(worker, incarnation)

@@ -1,0 +1,113 @@
+"""A consumer's channels to its producers: opened when first needed, closed when the producer's life is over."""
+
+import asyncio
+from typing import TypeVar
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import FrameInvalid, PeerLost
+from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.units import Duration
+from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.serve.channel import Channel, connect
+from isthmus.serve.messages import Message, PeerHello
+from isthmus.serve.worker.membership import Membership
+
+__all__ = ["Peers", "RemoteProducer"]
+
+CONNECT_DEADLINE = Duration.of_seconds(5)
+
+Answer = TypeVar("Answer", PrefillReply, Ack)
+
+
+class RemoteProducer:
+    """A producer behind a channel: `handoff.Producer`, with every answer's type checked."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def prefill(self, order: PrefillOrder) -> PrefillReply:
+        return await self._ask(order, PrefillReply)
+
+    async def confirm(self, order: ConfirmOrder) -> None:
+        await self._ask(order, Ack)
+
+    async def renew(self, order: RenewOrder) -> None:
+        await self._ask(order, Ack)
+
+    async def abort(self, order: AbortOrder) -> None:
+        await self._ask(order, Ack)
+
+    async def _ask(self, order: Message, kind: type[Answer]) -> Answer:
+        answer = await self._channel.call(order)
+        if not isinstance(answer, kind):
+            raise FrameInvalid(f"answer: got {type(answer).__name__}, wanted {kind.__name__}", field="answer")
+        return answer
+
+
+class Peers:
+    """Producers by life."""
+
+    def __init__(self, membership: Membership, clock: Clock, *, worker: WorkerId, incarnation: Incarnation) -> None:
+        self._membership = membership
+        self._clock = clock
+        self._worker = worker
+        self._incarnation = incarnation
+        self._channels: dict[tuple[WorkerId, Incarnation], asyncio.Task[Channel]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        membership.on_fenced(self._fenced)
+
+    async def producer(self, worker: WorkerId, incarnation: Incarnation) -> RemoteProducer:
+        """The producer of this life. Raises PeerLost where it is no member or cannot be reached."""
+        key = (worker, incarnation)
+        opening = self._channels.get(key)
+        if opening is None:
+            opening = asyncio.create_task(self._open(worker, incarnation))
+            self._channels[key] = opening
+        try:
+            channel = await asyncio.shield(opening)
+        except Exception:
+            self._channels.pop(key, None)
+            raise
+        if channel.closed:
+            self._channels.pop(key, None)
+            raise PeerLost(f"{worker}: its connection closed", field="producer")
+        return RemoteProducer(channel)
+
+    async def _open(self, worker: WorkerId, incarnation: Incarnation) -> Channel:
+        member = self._membership.find(worker, incarnation)
+        channel = await connect(
+            member.host,
+            member.port,
+            self._clock,
+            handler=_refuse_call,
+            posted=_refuse_post,
+            peer=worker,
+            deadline=CONNECT_DEADLINE,
+        )
+        running = asyncio.create_task(channel.run())
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        hello = PeerHello(worker=self._worker, incarnation=self._incarnation, to=worker, to_incarnation=incarnation)
+        try:
+            await channel.call(hello)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    async def _fenced(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        opening = self._channels.pop((worker, incarnation), None)
+        if opening is None:
+            return
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            opening.result().close("its incarnation was fenced")
+        else:
+            opening.cancel()
+
+
+async def _refuse_call(_: Channel, message: Message) -> Message:
+    raise FrameInvalid(f"call: a producer does not call {type(message).__name__}", field="call")
+
+
+def _refuse_post(_: Channel, message: Message) -> None:
+    raise FrameInvalid(f"post: a producer does not post {type(message).__name__}", field="post")

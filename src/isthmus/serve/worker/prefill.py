@@ -1,0 +1,109 @@
+"""A prefill worker: consumers dial in and order prefills; the producer's side answers for what it offered."""
+
+import asyncio
+
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import BadInput, Bug, FrameInvalid, IsthmusError, NotAuthorised
+from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.units import Duration
+from isthmus.core.waiting import within
+from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, RenewOrder
+from isthmus.handoff.producer import ProducerSide
+from isthmus.serve.channel import Channel
+from isthmus.serve.messages import Message, PeerHello
+from isthmus.serve.worker.membership import Membership
+
+__all__ = ["PrefillService"]
+
+log = structlog.get_logger(__name__)
+
+MEMBERSHIP_DEADLINE = Duration.of_seconds(5)
+
+
+class PrefillService:
+    """Serves consumers that are members, each on its own channel, and frees what a dead one held."""
+
+    def __init__(
+        self,
+        side: ProducerSide,
+        membership: Membership,
+        clock: Clock,
+        *,
+        worker: WorkerId,
+        incarnation: Incarnation,
+    ) -> None:
+        self._side = side
+        self._membership = membership
+        self._clock = clock
+        self._worker = worker
+        self._incarnation = incarnation
+        self._holders: dict[Channel, tuple[WorkerId, Incarnation]] = {}
+        self._running: dict[Channel, asyncio.Task[None] | None] = {}
+        membership.on_fenced(self._fenced)
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A consumer has connected."""
+        channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+        self._running[channel] = asyncio.current_task()
+        try:
+            await channel.run()
+        finally:
+            self._holders.pop(channel, None)
+            self._running.pop(channel, None)
+
+    async def _handle(self, channel: Channel, message: Message) -> Message:
+        if isinstance(message, PeerHello):
+            return await self._greet(channel, message)
+        if channel not in self._holders:
+            raise FrameInvalid(f"call: {type(message).__name__} before PeerHello", field="call")
+        if isinstance(message, PrefillOrder | ConfirmOrder | RenewOrder | AbortOrder):
+            self._check_holder(channel, message)
+        match message:
+            case PrefillOrder():
+                return await self._side.prefill(message)
+            case ConfirmOrder():
+                await self._side.confirm(message)
+            case RenewOrder():
+                await self._side.renew(message)
+            case AbortOrder():
+                await self._side.abort(message)
+            case _:
+                raise FrameInvalid(f"call: a consumer does not call {type(message).__name__}", field="call")
+        return Ack()
+
+    async def _greet(self, channel: Channel, hello: PeerHello) -> Message:
+        """Only members are served, and only those that mean this very life of this worker."""
+        if (hello.to, hello.to_incarnation) != (self._worker, self._incarnation):
+            raise BadInput(
+                f"to: {hello.to} of another incarnation was meant, this is {self._worker}", field="to_incarnation"
+            )
+        holder = (WorkerId(hello.worker), Incarnation(hello.incarnation))
+        await within(self._clock, MEMBERSHIP_DEADLINE, self._membership.wait_for(*holder), f"membership of {holder[0]}")
+        channel.peer = holder[0]
+        self._holders[channel] = holder
+        return Ack()
+
+    def _check_holder(self, channel: Channel, order: PrefillOrder | ConfirmOrder | RenewOrder | AbortOrder) -> None:
+        """A peer speaks for itself only."""
+        if (order.holder, order.holder_incarnation) != self._holders[channel]:
+            raise NotAuthorised(f"holder: {self._holders[channel][0]} cannot speak for {order.holder}", field="holder")
+
+    def _posted(self, channel: Channel, message: Message) -> None:
+        raise FrameInvalid(f"post: a consumer does not post {type(message).__name__}", field="post")
+
+    async def _fenced(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        """Proof of death is both: the registry's fence, and no connection left by which it could still act."""
+        channels = [channel for channel, holder in self._holders.items() if holder == (worker, incarnation)]
+        running = [task for channel in channels if (task := self._running.get(channel)) is not None]
+        for channel in channels:
+            channel.close("its incarnation was fenced")
+        if running:
+            await asyncio.wait(running)
+        try:
+            await self._side.peer_lost(worker, incarnation)
+        except Bug:
+            raise
+        except IsthmusError as error:
+            log.error("peer_lost_failed", worker=worker, reason=str(error))

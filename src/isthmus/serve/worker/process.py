@@ -1,0 +1,118 @@
+"""What a worker's process is made of, whichever its role: a life, a ledger, the members, the link to the gateway."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+
+from isthmus.core.clock import SystemClock
+from isthmus.core.errors import FrameInvalid
+from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.limits import HANDOFFS_SHOWN_MAX
+from isthmus.engines.embedded.adapter import EmbeddedKV
+from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.consumer import DestinationOwner
+from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.producer import SourceOwner
+from isthmus.serve.channel import Handler
+from isthmus.serve.config import PoolConfig, ServeConfig
+from isthmus.serve.messages import CancelRequest, Member, Message, Snapshot, SnapshotOrder
+from isthmus.serve.worker.gateway_link import GatewayLink
+from isthmus.serve.worker.membership import Membership
+from isthmus.transport.base import Endpoint, PeerId
+from isthmus.transport.shm import SharedMemory
+from isthmus.transport.table import Worker as TransportWorker
+
+__all__ = ["Process"]
+
+
+class Process:
+    """One life of one worker."""
+
+    def __init__(
+        self, config: ServeConfig, pool: PoolConfig, worker: WorkerId, engine: EmbeddedKV, memory: SharedMemory | None
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.worker = worker
+        self.engine = engine
+        self.clock = SystemClock()
+        self.incarnation = Incarnation(self.clock.token())
+        self.membership = Membership()
+        self.ledger = Ledger(
+            num_blocks=pool.num_blocks, block_bytes=engine.block_bytes, staging_bytes=pool.staging_bytes
+        )
+        self.capacity = Capacity(ledger=self.ledger, clock=self.clock)
+        self.transport = TransportWorker(
+            identity=PeerId(worker=worker, incarnation=self.incarnation),
+            clock=self.clock,
+            memory=memory,
+            tcp_host=pool.host,
+        )
+
+    @property
+    def transports(self) -> list[str]:
+        """What this worker can lend by, preferred first: a pool on a GPU does not lie in shared memory."""
+        return [name for name in self.pool.transports if name != "shm" or self.transport.memory is not None]
+
+    def link(
+        self,
+        handler: Handler,
+        *,
+        port: int = 0,
+        endpoints: Sequence[Endpoint] = (),
+        on_cancel: Callable[[CancelRequest], None] = lambda _: None,
+    ) -> GatewayLink:
+        """The connection to the gateway, not opened yet."""
+        engine = self.engine
+        member = Member(
+            worker=self.worker,
+            incarnation=self.incarnation,
+            role=self.pool.role,
+            pid=os.getpid(),
+            identity=engine.identity,
+            representation=engine.representation,
+            num_blocks=self.pool.num_blocks,
+            context_length=engine.context_length,
+            host=self.pool.host,
+            port=port,
+            endpoints=tuple(endpoints),
+        )
+        return GatewayLink(
+            member,
+            self.membership,
+            self.clock,
+            host=self.config.gateway.host,
+            port=self.config.gateway.control_port,
+            handler=handler,
+            on_cancel=on_cancel,
+            blocks=self._blocks,
+        )
+
+    def snapshot(self, owner: SourceOwner | DestinationOwner, message: Message) -> Snapshot:
+        """The ledger and the hand-offs, live and lately ended, as JSON. Recounts a ledger that holds nothing (I8)."""
+        if not isinstance(message, SnapshotOrder):
+            raise FrameInvalid(f"call: a gateway does not call {type(message).__name__} here", field="call")
+        if not len(owner):
+            self.ledger.check_in_full()
+        shown = {
+            "role": self.pool.role,
+            "blocks": self._blocks(),
+            "live": owner.snapshot()[:HANDOFFS_SHOWN_MAX],
+            "ended": owner.finished()[:HANDOFFS_SHOWN_MAX],
+        }
+        return Snapshot(json=json.dumps(shown, separators=(",", ":")).encode())
+
+    def _blocks(self) -> dict[str, int]:
+        held, available = self.ledger.held(), self.ledger.available()
+        return {
+            "total": self.ledger.num_blocks,
+            "free": available.blocks,
+            "held": held.blocks,
+            "reserved": held.reserved,
+            "filling": held.filling,
+            "resident": held.resident,
+            "quarantined": held.quarantined,
+            "quarantined_max": held.quarantined_max,
+            "grants": held.grants,
+            "staging_bytes": held.staging_bytes,
+        }

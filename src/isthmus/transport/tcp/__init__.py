@@ -1,0 +1,15 @@
+"""Blocks over TCP: a server that asks the guard and sends, a reader that receives straight into the staging buffer.
+
+    reader ── Hello ──►  server        who I am, and whom I believe you to be
+           ◄─ Welcome ──               or Refusal, and the connection ends
+           ── ReadBlocks ──►           again and again, one at a time
+           ◄─ Granted, bytes ──        or Refusal, and the connection lives on
+
+Plain TCP, for loopback and isolated networks: what a peer says it is, is checked against the registry's word but not
+proven. The server listens on loopback unless told an address.
+"""
+
+from isthmus.transport.tcp._exporter import TcpExporter
+from isthmus.transport.tcp._reader import TcpReader
+
+__all__ = ["TcpExporter", "TcpReader"]

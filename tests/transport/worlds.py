@@ -1,0 +1,95 @@
+"""Pools of random bytes, requests for them, a guard with a few grants, and the expected image."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from isthmus.core.errors import GrantUnknown, NotAuthorised, StaleEpoch
+from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, WorkerId
+from isthmus.core.units import Duration
+from isthmus.state.addressing import RegionShape
+from isthmus.transport.base import BlockRead, PeerId
+
+GOOD = GrantId("a" * 32)
+STALE = GrantId("b" * 32)
+FOREIGN = GrantId("c" * 32)
+UNKNOWN = GrantId("d" * 32)
+CONSUMER = PeerId(worker=WorkerId("consumer"), incarnation=Incarnation("2" * 32))
+OWNER = PeerId(worker=WorkerId("owner"), incarnation=Incarnation("1" * 32))
+SOON = Duration.of_seconds(20)
+
+
+class FakeGuard:
+    """Knows three grants: one good, one ended, one for other blocks. Counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def check_read(self, grant: GrantId, epoch: Epoch, reader: WorkerId, blocks: Sequence[int]) -> None:
+        self.asked += 1
+        if grant == STALE:
+            raise StaleEpoch(f"epoch: {epoch}, the grant has ended", field="epoch")
+        if grant == FOREIGN or reader != CONSUMER.worker:
+            raise NotAuthorised("blocks: not under this grant", field="blocks")
+        if grant != GOOD:
+            raise GrantUnknown("grant: never made here", field="grant")
+
+
+def shape(name: str, outer: int, block_bytes: int) -> RegionShape:
+    return RegionShape(id=RegionId(name), outer=outer, block_bytes=block_bytes)
+
+
+def pool(seed: int, regions: Sequence[RegionShape], num_blocks: int) -> dict[RegionId, np.ndarray]:
+    """The bytes of every region [outer, num_blocks, block_bytes], the same in every process."""
+    rng = np.random.default_rng(seed)
+    return {r.id: rng.integers(0, 256, (r.outer, num_blocks, r.block_bytes), dtype=np.uint8) for r in regions}
+
+
+def request(
+    regions: Sequence[RegionShape],
+    blocks: Sequence[int],
+    num_blocks: int,
+    grant: GrantId = GOOD,
+    reader: WorkerId = CONSUMER.worker,
+) -> BlockRead:
+    return BlockRead(
+        grant=grant,
+        epoch=Epoch(1),
+        reader=reader,
+        regions=tuple(regions),
+        blocks=tuple(BlockId(block) for block in blocks),
+        num_blocks=num_blocks,
+    )
+
+
+def staging(read: BlockRead, fill: int = 0) -> dict[RegionId, memoryview]:
+    """Buffers for a request, filled with one byte value."""
+    return {r.id: memoryview(bytearray([fill]) * r.size_bytes(len(read.blocks))) for r in read.regions}
+
+
+def image(held: dict[RegionId, np.ndarray], read: BlockRead) -> dict[RegionId, bytes]:
+    """What ought to arrive, by plain indexing."""
+    return {r.id: held[r.id][:, list(read.blocks)].tobytes() for r in read.regions}
+
+
+@st.composite
+def cases(draw) -> tuple[int, tuple[RegionShape, ...], int, list[int]]:
+    """(seed, regions, num_blocks, blocks): block lists in any order, from one id to all."""
+    num_blocks = draw(st.integers(1, 40))
+    regions = tuple(
+        shape(f"tp{index}.kv", draw(st.integers(1, 7)), draw(st.sampled_from([1, 3, 64, 384, 1000, 6144])))
+        for index in range(draw(st.integers(1, 4)))
+    )
+    blocks = draw(st.lists(st.integers(0, num_blocks - 1), min_size=1, unique=True))
+    if draw(st.booleans()):
+        blocks = sorted(blocks)
+    return draw(st.integers(0, 2**32)), regions, num_blocks, blocks
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when `condition()` holds. What is waited for is memory that another process or thread changes."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  nobody could set an event
+            await asyncio.sleep(0)
