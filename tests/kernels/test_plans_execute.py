@@ -52,7 +52,9 @@ def a_case(pair, seed):
     tokens = TokenRange(start=start, stop=start + int(rng.integers(1, 20)))
     span = lambda size: tokens.stop - tokens.start // size * size  # noqa: E731
     counts = [span(g.block_size) // g.block_size + 3 for g in (group, to_group)]
-    tables = [block_table(rng, span(g.block_size), g.block_size, n) for g, n in zip((group, to_group), counts, strict=True)]
+    tables = [
+        block_table(rng, span(g.block_size), g.block_size, n) for g, n in zip((group, to_group), counts, strict=True)
+    ]
     regions = [empty_regions(group, partition, counts[0]), empty_regions(to_group, to_partition, counts[1])]
     shape = (group.num_layers, len(tokens), group.num_kv_heads, group.head_size)
     values = {name: rng.normal(0, 3, shape).astype(np.float32) for name in ("key", "value")}

@@ -15,7 +15,7 @@ from isthmus.core.clock import Clock
 from isthmus.core.errors import DeadlineExceeded
 from isthmus.core.units import Duration
 
-__all__ = ["in_thread", "settle", "within"]
+__all__ = ["in_thread", "settle", "through", "within"]
 
 Result = TypeVar("Result")
 
@@ -32,6 +32,16 @@ async def settle(work: "asyncio.Future[Any]") -> None:
         work.exception()  # marks it as seen, or asyncio reports it as never retrieved
     if cancelled:
         raise asyncio.CancelledError
+
+
+async def through(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which runs to its end whatever happens to the caller: for clean-up.
+
+    A caller that is cancelled meanwhile, even twice, is told so after the end of `work`, not instead of it.
+    """
+    task = asyncio.create_task(work)
+    await settle(task)
+    return task.result()
 
 
 async def within(clock: Clock, deadline: Duration, work: Coroutine[Any, Any, Result], what: str) -> Result:

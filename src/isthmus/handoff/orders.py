@@ -27,7 +27,6 @@ class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
     token: int
     finish_reason: Annotated[str, Meta(pattern="^(stop|length)$")] | None
     manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
-    queue_ms: float
     prefill_ms: float
 
 

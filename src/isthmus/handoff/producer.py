@@ -1,8 +1,9 @@
 """The producer's side: fill, offer, answer for it until a reader has confirmed, and free it then."""
 
-from isthmus.core.errors import BadInput, ContextTooLong
+from isthmus.core.errors import BadInput, Bug, ContextTooLong
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, WorkerId
 from isthmus.core.units import Duration, blocks_for
+from isthmus.core.waiting import through
 from isthmus.handoff.orders import AbortOrder, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.seams import KVWriter, Prefilled
 from isthmus.ownership.producer import SourceOwner
@@ -60,7 +61,7 @@ class ProducerSide:
             return self._reply(filled, self._publish(order, source, filled))
         except BaseException as reason:
             self._owner.abort(handoff, f"{type(reason).__name__}: {reason}")
-            await self._stop(handoff)
+            await through(self._stop(handoff))
             raise
 
     async def confirm(self, order: ConfirmOrder) -> None:
@@ -90,12 +91,12 @@ class ProducerSide:
         handoff = HandoffId(order.handoff)
         left = self._owner.abandon(handoff, WorkerId(order.holder), Incarnation(order.holder_incarnation))
         if left is not None and left.phase is SourcePhase.DRAINING:
-            await self._stop(handoff)
+            await through(self._stop(handoff))
 
     async def peer_lost(self, worker: WorkerId, incarnation: Incarnation) -> None:
         """The registry has fenced this life of this worker and its connections are closed: it can hold nothing."""
         for handoff in self._owner.peer_lost(worker, incarnation):
-            await self._stop(handoff)
+            await through(self._stop(handoff))
 
     async def _stop(self, handoff: HandoffId) -> None:
         await self._engine.stop_prefill(handoff)
@@ -103,6 +104,8 @@ class ProducerSide:
 
     def _publish(self, order: PrefillOrder, source: SourceHandoff, filled: Prefilled) -> bytes:
         published = self._owner.publish(source.handoff)
+        if published.grant is None:
+            raise Bug(f"hand-off {source.handoff}: published without a grant", field="grant")
         return encode_manifest(
             RuntimeKVState(
                 identity=self._engine.identity,
@@ -130,6 +133,5 @@ class ProducerSide:
             token=filled.token,
             finish_reason=filled.finish_reason,
             manifest=manifest,
-            queue_ms=filled.queue_ms,
             prefill_ms=filled.prefill_ms,
         )

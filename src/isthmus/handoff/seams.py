@@ -34,7 +34,6 @@ class Prefilled:
     token: int
     finish_reason: str | None
     digests: tuple[Digest, ...]
-    queue_ms: float
     prefill_ms: float
 
 

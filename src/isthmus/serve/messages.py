@@ -146,7 +146,6 @@ class HandoffReport(WireStruct, frozen=True, kw_only=True, tag="handoff_report")
     consumer_digest: str
     rows_checked: int
     error_max: float
-    queue_ms: float
     prefill_ms: float
     stage_ms: dict[str, float]
 

@@ -139,7 +139,6 @@ class EmbeddedKV:
             token=output.token,
             finish_reason=output.finish_reason,
             digests=(output.digest,),
-            queue_ms=0.0,
             prefill_ms=(self._clock.now() - start) / 1e6,
         )
 

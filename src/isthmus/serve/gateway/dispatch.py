@@ -28,7 +28,7 @@ from isthmus.handoff.request import Request, Sampling
 from isthmus.placement.routing import choose
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry, Seat
-from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
+from isthmus.serve.messages import CancelRequest, Generate, Message, TokenEvent
 
 __all__ = ["Ask", "Dispatcher"]
 
@@ -74,6 +74,7 @@ class Dispatcher:
         self._attempts_max = attempts_max
         self._worker_wait = worker_wait
         self._streams: dict[tuple[str, int], asyncio.Queue[TokenEvent | None]] = {}
+        self._calls: set[asyncio.Task[Message]] = set()
 
     def on_token(self, event: TokenEvent) -> None:
         """A worker's post. One that nobody waits for any more is dropped: its attempt was given up."""
@@ -123,10 +124,8 @@ class Dispatcher:
         order = Generate(request=request, producer=producer.worker, producer_incarnation=producer.member.incarnation)
         call = asyncio.create_task(consumer.channel.call(order))
         call.add_done_callback(lambda _: stream.put_nowait(None))
-        seats = (producer, consumer)
-        for seat in seats:
-            seat.outstanding_tokens += request.tokens_max
-            seat.assigned += 1
+        self._account(call, request, (producer, consumer))
+        finished = False
         try:
             while (event := await stream.get()) is not None:
                 if event.index != len(ask.sent):
@@ -134,19 +133,31 @@ class Dispatcher:
                         f"token.index: {consumer.worker} sent {event.index}, {len(ask.sent)} is next",
                         field="token.index",
                     )
+                finished = event.finish_reason is not None
                 yield event
             call.result()
             raise Lost(f"{consumer.worker}: ended without a last token", field="token.finish_reason")
         finally:
-            for seat in seats:
-                seat.outstanding_tokens -= request.tokens_max
             del self._streams[request.request_id, request.attempt]
-            if not call.done():
+            if not call.done() and not finished:
                 call.cancel()
                 _cancel(consumer, request)
-            await asyncio.wait({call})
+
+    def _account(self, call: asyncio.Task[Message], request: Request, seats: tuple[Seat, Seat]) -> None:
+        """Count the request as outstanding on both workers until its call ends; keep the call until then."""
+
+        def ended(_: asyncio.Task[Message]) -> None:
+            self._calls.discard(call)
+            for seat in seats:
+                seat.outstanding_tokens -= request.tokens_max
             if not call.cancelled():
-                call.exception()
+                call.exception()  # seen: an attempt that still listens raises it itself
+
+        self._calls.add(call)
+        for seat in seats:
+            seat.outstanding_tokens += request.tokens_max
+            seat.assigned += 1
+        call.add_done_callback(ended)
 
     async def _place(self, ask: Ask, avoid: set[WorkerId]) -> tuple[Seat, Seat]:
         """Choose a pair; where there is none, wait for workers to join, but not for long."""

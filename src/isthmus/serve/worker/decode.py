@@ -8,13 +8,13 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import BadInput, Lost
 from isthmus.core.ids import Incarnation, WorkerId
-from isthmus.core.waiting import settle
+from isthmus.core.waiting import settle, through
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.handoff.consumer import ConsumerSide
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import Ack, PrefillReply
 from isthmus.handoff.request import Request
-from isthmus.handoff.stages import Installed, Placed
+from isthmus.handoff.stages import Installed, Placed, Reserved
 from isthmus.handoff.watch import Watch
 from isthmus.serve.messages import CancelRequest, Generate, HandoffReport, Message, TokenEvent
 from isthmus.serve.worker.peers import Peers
@@ -91,8 +91,12 @@ class DecodeService:
             async for step in stream:
                 self._send(request, step.index, step.token, step.finish_reason)
         finally:
-            await self._engine.stop_decode(reserved.handoff)
-            self._consumer.finish(reserved)
+            # A second cancellation must not come between the engine's stop and the release: the blocks would leak.
+            await through(self._finish(reserved))
+
+    async def _finish(self, reserved: Reserved) -> None:
+        await self._engine.stop_decode(reserved.handoff)
+        self._consumer.finish(reserved)
 
     def _send(self, request: Request, index: int, token: int, finish_reason: str | None) -> None:
         self._post(
@@ -128,7 +132,6 @@ class DecodeService:
             consumer_digest=" ".join(f"{checked.consumer_digest:016x}" for checked in verified.checked),
             rows_checked=sum(checked.rows for checked in verified.checked),
             error_max=max(checked.error_max for checked in verified.checked),
-            queue_ms=filled.reply.queue_ms,
             prefill_ms=filled.reply.prefill_ms,
             stage_ms=watch.ms,
         )
