@@ -130,6 +130,7 @@ class AsyncEngine:
             self._answer_drained()
             if self._failure is None and not self._stopping:
                 self._deliver(self._step())
+                self._answer_drained()  # before the next wait for a command, which may be long
         for request_id in self.engine.held():
             self._abort(request_id)
         self._answer_drained()
