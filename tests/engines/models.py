@@ -1,5 +1,6 @@
 """Tiny random models of each family as local directories, and an engine that writes down its logits."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from isthmus.engines.embedded.request import EngineRequest, SamplingParams, Step
 from isthmus.engines.embedded.scheduler import Active
 
 VOCABULARY = 160
+DEVICE = os.environ.get("ISTHMUS_TEST_DEVICE", "cpu")
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"num_attention_heads": 6, "num_key_value_heads": 2}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"num_attention_heads": 4, "num_key_value_heads": 4}),
@@ -51,13 +53,13 @@ class RecordingEngine(EmbeddedEngine):
         self.logits: dict[str, list[Tensor]] = {}
 
     def _advance(self, active: Active, logits: Tensor, finite: bool) -> StepOutput:
-        self.logits.setdefault(active.request.request_id, []).append(logits.clone())
+        self.logits.setdefault(active.request.request_id, []).append(logits.cpu().clone())
         return super()._advance(active, logits, finite)
 
 
 def make_engine(path: Path, **fields) -> RecordingEngine:
     """An engine with a pool full of NaN: what nobody wrote must not matter."""
-    config = config_of({"model": path, "num_blocks": 256, **fields})
+    config = config_of({"model": path, "num_blocks": 256, "device": DEVICE, **fields})
     engine = RecordingEngine.create(config)
     for region in engine.pool.regions:
         region.data.fill_(0xFF)

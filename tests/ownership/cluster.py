@@ -15,6 +15,7 @@ from isthmus.core.errors import IsthmusError, Lost, Rejected
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId
 from isthmus.core.units import Duration
 from isthmus.ownership import DestinationPhase, Evidence, LogicalOutcome, SourceHandoff, SourcePhase, TransportKind
+from isthmus.ownership.rows import Row
 from tests.ownership.worlds import DECODE, LEASE, PREFILL_LIFE, World, grant_of
 
 SOURCE_BLOCKS, DESTINATION_BLOCKS = 2, 3
@@ -141,6 +142,10 @@ class Cluster:
             return
         self.wire.append(self.offer_of(offer))
 
+    def give_up_source(self, handoff: HandoffId) -> None:
+        self.world.source.abort(handoff)
+        self.settle()
+
     def engine_stops(self, handoff: HandoffId) -> None:
         self.engine.pop(handoff, None)
         self.world.source.drained(handoff)
@@ -161,6 +166,9 @@ class Cluster:
 
     def deliver_at(self, index: int) -> None:
         self.deliver(self.wire.pop(index))
+
+    def repeat_at(self, index: int) -> None:
+        self.deliver(self.wire[index])
 
     def deliver(self, message: Message) -> None:
         with suppress(Rejected, Lost):  # refused: the sender may be told or not, and not being told is the harder case
@@ -230,13 +238,15 @@ class Cluster:
     def establish_death(self, life: Incarnation) -> None:
         for handoff in self.world.source.peer_lost(DECODE, life, Evidence.PROCESS_EXITED):
             self.engine_stops(handoff)
+        if life in self.dead:
+            self.dead.remove(life)
         self.settle()
 
     def phases(self, *phases: SourcePhase | DestinationPhase) -> list[HandoffId]:
         """Live hand-offs, of either side, in one of `phases`."""
         owner = self.world.source if isinstance(phases[0], SourcePhase) else self.world.destination
         wanted = {phase.value for phase in phases}
-        return [HandoffId(str(row["handoff"])) for row in owner.snapshot() if row["phase"] in wanted]
+        return [handoff_of(row) for row in owner.snapshot() if row["phase"] in wanted]
 
     def ordinary(self) -> list[Callable[[], None]]:
         """What may happen next if nothing goes wrong, in no order."""
@@ -247,6 +257,18 @@ class Cluster:
             steps += [partial(self.read_block, handoff)] * 2 + [partial(self.renew, handoff)]
         steps += [partial(self.finish, handoff) for handoff in self.phases(DestinationPhase.INSTALLED)]
         return steps
+
+    def faults(self) -> list[Callable[[], None]]:
+        """What may go wrong now, the frequent first."""
+        source, destination = self.world.source, self.world.destination
+        steps: list[Callable[[], None]] = []
+        steps += [partial(self.repeat_at, index) for index in range(len(self.wire))]
+        steps += [partial(self.wire.pop, index) for index in range(len(self.wire))]
+        steps += [partial(self.give_up, handoff_of(row)) for row in destination.snapshot()]
+        steps += [partial(self.give_up_source, handoff_of(row)) for row in source.snapshot()]
+        steps += [partial(self.engine_stops, handoff) for handoff in self.phases(SourcePhase.DRAINING)]
+        steps += [partial(self.establish_death, life) for life in self.dead]
+        return [*steps, self.kill_consumer]
 
     # what must hold after every step
 
@@ -275,14 +297,19 @@ class Cluster:
         for handoff in self.phases(DestinationPhase.INSTALLED):
             destination.finish(handoff)
         for row in destination.snapshot():
-            self.give_up(HandoffId(str(row["handoff"])))
+            self.give_up(handoff_of(row))
         for handoff in self.phases(SourcePhase.COMPUTING):
             source.abort(handoff)
         for handoff in self.phases(SourcePhase.DRAINING):
             self.engine_stops(handoff)
         self.advance(LEASE)
         self.advance(LEASE)
-        self.establish_death(self.life)
+        for life in (*self.dead, self.life):
+            self.establish_death(life)
         for handoff in self.phases(SourcePhase.HELD):
             source.abort(handoff)
         self.settle()
+
+
+def handoff_of(row: Row) -> HandoffId:
+    return HandoffId(str(row["handoff"]))

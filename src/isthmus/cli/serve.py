@@ -1,15 +1,17 @@
 """`isthmus serve`: the gateway, one worker, or a whole deployment, from one file."""
 
-import asyncio
 import os
-import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from isthmus.core.errors import BadInput, IncarnationFenced
+
+if TYPE_CHECKING:
+    from isthmus.serve.config import ServeConfig
 
 __all__ = ["serve"]
 
@@ -62,7 +64,7 @@ def serve_all(
     _run(_all(loaded, config, log_folder))
 
 
-async def _all(loaded, config: Path, log_folder: Path) -> None:  # type: ignore[no-untyped-def]
+async def _all(loaded: "ServeConfig", config: Path, log_folder: Path) -> None:
     from isthmus.core.clock import SystemClock
     from isthmus.core.errors import Lost
     from isthmus.core.units import Duration
@@ -97,23 +99,13 @@ def _worker(config: Path, name: str, role: str, print_config: bool) -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def _run(service) -> None:  # type: ignore[no-untyped-def]
-    """Run until done, or until SIGTERM or SIGINT, which cancel it so that it can leave cleanly."""
+def _run(service: Coroutine[Any, Any, None]) -> None:
+    from isthmus.serve.running import run_until_told
 
-    async def until_told() -> None:
-        running = asyncio.current_task()
-        assert running is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-        await service
-
-    try:
-        asyncio.run(until_told())
-    except asyncio.CancelledError:
-        return
+    run_until_told(service)
 
 
-def _printed(loaded, print_config: bool) -> bool:  # type: ignore[no-untyped-def]
+def _printed(loaded: "ServeConfig", print_config: bool) -> bool:
     if print_config:
         import yaml
 

@@ -25,7 +25,7 @@ class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
     """The next token, and the offer; there is none where that token ended the answer (`finish_reason`)."""
 
     token: int
-    finish_reason: Annotated[str, Meta(pattern="^(stop|length)$")] | None
+    finish_reason: Annotated[str, Meta(pattern=r"^(stop|length)\Z")] | None
     manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
     prefill_ms: float
 

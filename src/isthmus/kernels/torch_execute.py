@@ -27,7 +27,7 @@ __all__ = ["execute", "field_view", "gather_rows", "scatter_rows", "state_digest
 Regions = Sequence[Sequence[Tensor]]
 """Flat uint8 regions, by [rank][region]."""
 
-WORK_BYTES = 32 << 20
+WORK_BYTES = 4 << 20
 """Working memory of one pass, in bytes of f32 rows."""
 
 _WORD = 1 << 64

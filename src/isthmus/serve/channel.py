@@ -26,6 +26,7 @@ from isthmus.core.limits import CALLS_IN_FLIGHT_MAX, CONTROL_FRAME_BYTES_MAX, OF
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.messages import LARGE, Failure, Message
+from isthmus.serve.running import report_bug
 
 __all__ = ["Channel", "connect"]
 
@@ -170,9 +171,8 @@ class Channel:
                 raise CapacityExceeded(f"calls: more than {CALLS_IN_FLIGHT_MAX} under way on one channel")
             answer = await self._handler(self, frame.message)
         except Bug as bug:
-            log.critical("bug", error=str(bug), exc_info=True)
-            self._answer(frame.id, _failure_of(bug))
-            raise
+            answer = _failure_of(bug)
+            report_bug(bug)
         except IsthmusError as error:
             answer = _failure_of(error)
         except Exception as error:

@@ -1,29 +1,32 @@
 """Identity: what must be the same on both sides, because no transformation could make it so."""
 
+import math
 from typing import Annotated
 
 from msgspec import Meta
 
-from isthmus.core.limits import NAME_CHARS_MAX, TOKENS_PER_REQUEST_MAX
+from isthmus.core.limits import HEAD_SIZE_MAX, NAME_CHARS_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.state.structs import WireStruct, require
 
 __all__ = ["Identity", "ModelLineage", "RopeState", "TokenRange", "WeightsRecord"]
 
 Name = Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
-HexDigest = Annotated[str, Meta(pattern="^([0-9a-f]{16,64})?$")]
+Known = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+"""A name that must be there: what is unknown on both sides is not thereby the same."""
+HexDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{16,64})?\Z")]
 
 
 class ModelLineage(WireStruct, frozen=True, kw_only=True):
     """Which model this is, whatever the precision of its weights: base model and revision."""
 
-    base_model: Name
-    revision: Name
+    base_model: Known
+    revision: Known
 
 
 class WeightsRecord(WireStruct, frozen=True, kw_only=True):
     """The weights actually loaded. `digest` is over names, shapes and bytes, in `dtype` (a precision, not a wish)."""
 
-    dtype: Name
+    dtype: Known
     digest: HexDigest
 
 
@@ -33,9 +36,20 @@ class RopeState(WireStruct, frozen=True, kw_only=True):
     applied: bool
     theta: float
     rope_dim: int
-    style: Annotated[str, Meta(pattern="^(neox|interleaved)$")]
+    style: Annotated[str, Meta(pattern=r"^(neox|interleaved)\Z")]
     scaling_digest: HexDigest = ""
     position_origin: int = 0
+
+    def __post_init__(self) -> None:
+        # A NaN is not equal to itself, but its text is: the gate must never see one.
+        require(math.isfinite(self.theta) and self.theta > 0, "theta", self.theta, "a positive number")
+        require(0 <= self.rope_dim <= HEAD_SIZE_MAX, "rope_dim", self.rope_dim, f"0 to {HEAD_SIZE_MAX}")
+        require(
+            0 <= self.position_origin <= TOKENS_PER_REQUEST_MAX,
+            "position_origin",
+            self.position_origin,
+            f"0 to {TOKENS_PER_REQUEST_MAX}",
+        )
 
 
 class TokenRange(WireStruct, frozen=True, kw_only=True):
@@ -47,7 +61,7 @@ class TokenRange(WireStruct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require(
             0 <= self.start < self.stop <= TOKENS_PER_REQUEST_MAX,
-            "token_range",
+            "start, stop",
             (self.start, self.stop),
             f"0 <= start < stop <= {TOKENS_PER_REQUEST_MAX}",
         )

@@ -3,6 +3,7 @@
 Within a version unknown fields are refused. Peers negotiate the highest version that both speak.
 """
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -16,6 +17,9 @@ __all__ = ["SCHEMA_VERSION", "SCHEMA_VERSIONS_SPOKEN", "decode_manifest", "encod
 
 SCHEMA_VERSION = 1
 SCHEMA_VERSIONS_SPOKEN = (1,)
+
+
+_NAMED = re.compile(r"Object .* field `(?P<field>.*)`$|(?P<required>\w[\w., ]*): got ")
 
 
 class _Envelope(WireStruct, frozen=True, kw_only=True):
@@ -81,6 +85,12 @@ def _bound(size: int) -> None:
 
 
 def _field_of(message: str) -> str:
-    """msgspec ends its messages with the path: "... - at `$.groups[0].block_ids`"."""
-    _, at, path = message.partition("at `$")
-    return path.rstrip("`").lstrip(".") if at else "manifest"
+    """The field a message of msgspec is about, as a path: "groups[0].block_ids".
+
+    A message ends with the path of what was being decoded ("... - at `$.groups[0]`"), unless that is the whole state,
+    and names a field in it where one is unknown, missing, or was refused by `require` ("block_ids: got ...").
+    """
+    said, _, path = message.partition(" - at `$")
+    named = _NAMED.match(said)
+    parts = [path.rstrip("`").lstrip("."), (named["field"] or named["required"]) if named else ""]
+    return ".".join(part for part in parts if part) or "manifest"

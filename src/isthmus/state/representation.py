@@ -58,7 +58,7 @@ class ScaleLocation(enum.StrEnum):
 class Quant(WireStruct, frozen=True, kw_only=True):
     """Symmetric quantisation: value = code * scale. One scale per token and head, K and V apart."""
 
-    granularity: Annotated[str, Meta(pattern="^token_head$")]
+    granularity: Annotated[str, Meta(pattern=r"^token_head\Z")]
     scale_dtype: StorageDtype
     scale_location: ScaleLocation
 
@@ -80,7 +80,7 @@ class GroupRepresentation(WireStruct, frozen=True, kw_only=True):
     kv_order: KvOrder
     storage_dtype: StorageDtype
     quant: Quant | None = None
-    interior: Annotated[str, Meta(pattern="^row$")] = "row"
+    interior: Annotated[str, Meta(pattern=r"^row\Z")] = "row"
 
     def __post_init__(self) -> None:
         require(

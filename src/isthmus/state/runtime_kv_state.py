@@ -15,7 +15,7 @@ from isthmus.state.structs import WireStruct, require
 __all__ = ["GroupState", "KVRepresentation", "Ownership", "Residency", "RuntimeKVState"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
-Token = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class KVRepresentation(WireStruct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class GroupState(WireStruct, frozen=True, kw_only=True):
 class Residency(WireStruct, frozen=True, kw_only=True):
     """Where the bytes lie: the tier and the pool's extent, which fixes every stride."""
 
-    tier: Annotated[str, Meta(pattern="^(device|pinned_host|host|file|remote)$")]
+    tier: Annotated[str, Meta(pattern=r"^(device|pinned_host|host|file|remote)\Z")]
     num_blocks: int
 
     def __post_init__(self) -> None:

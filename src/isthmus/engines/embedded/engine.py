@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isthmus.core.errors import BadInput, Bug, ContextTooLong, IsthmusError, Lost
+from isthmus.core.errors import BadInput, Bug, CapacityExceeded, ContextTooLong, IsthmusError, Lost
 from isthmus.core.ids import Digest, RequestId
 from isthmus.core.limits import REQUESTS_IN_FLIGHT_MAX
 from isthmus.engines.embedded.config import EmbeddedConfig, representation_of
@@ -90,13 +90,14 @@ class EmbeddedEngine:
         """Hold a request; the next step may compute it.
 
         Raises:
-            BadInput, ContextTooLong: as `check`; or the id is held already, or too many requests are.
+            BadInput, ContextTooLong: as `check`; or the id is held already.
+            CapacityExceeded: too many requests are held.
         """
         self.check(request)
         if request.request_id in self._scheduler:
             raise BadInput(f"request_id: {request.request_id} is held already, wanted a new id", field="request_id")
         if len(self._scheduler) >= REQUESTS_IN_FLIGHT_MAX:
-            raise BadInput(f"request_id: wanted at most {REQUESTS_IN_FLIGHT_MAX} in flight", field="request_id")
+            raise CapacityExceeded(f"requests: wanted at most {REQUESTS_IN_FLIGHT_MAX} in flight", field="requests")
         self._scheduler.add(Active.of(request))
 
     def abort(self, request_id: RequestId) -> None:

@@ -6,9 +6,10 @@ start need not read them twice.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
@@ -31,7 +32,7 @@ LOGIT_TILE = 16
 class LoadedModel:
     """A model in memory on `device`, what it is, and the tokens that end its answers."""
 
-    network: nn.Module
+    network: Any  # a transformers *ForCausalLM
     shape: ModelShape
     identity: Identity
     context_length: int
@@ -54,7 +55,7 @@ class LoadedModel:
         """Logits of some rows of `hidden` [step_tokens, hidden size], in order: f32 [len(rows), vocabulary]."""
         padded = rows + [rows[0]] * (-len(rows) % LOGIT_TILE)
         picked = hidden.index_select(0, torch.tensor(padded, dtype=torch.int64, device=hidden.device))
-        tiles = [self.network.lm_head(tile) for tile in picked.split(LOGIT_TILE)]
+        tiles = [self.network.lm_head(tile) for tile in torch.split(picked, LOGIT_TILE)]
         return torch.cat(tiles)[: len(rows)].to(torch.float32)
 
 
@@ -70,9 +71,9 @@ def load_model(config: EmbeddedConfig) -> LoadedModel:
     if config.device != "cpu" and not torch.cuda.is_available():
         raise ConfigInvalid(f"device: got {config.device!r}, wanted cpu: torch sees no CUDA device", field="device")
     register_attention()
-    disable_progress_bar()  # stderr is for our own lines
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # stderr is for our own lines
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             config.model,
             dtype=getattr(torch, config.dtype),
             attn_implementation=ATTENTION_NAME,
@@ -81,7 +82,8 @@ def load_model(config: EmbeddedConfig) -> LoadedModel:
         )
     except OSError as error:
         raise ConfigInvalid(f"model: {config.model} cannot be loaded: {error}", field="model") from None
-    network.requires_grad_(False).eval()
+    network.requires_grad_(False)
+    network.train(False)
     digest = weights_digest(config.model, network, config.dtype)
     device = torch.device(config.device)
     return LoadedModel(
@@ -96,7 +98,7 @@ def load_model(config: EmbeddedConfig) -> LoadedModel:
     )
 
 
-def _eos_token_ids(path: Path, network: nn.Module) -> frozenset[int]:
+def _eos_token_ids(path: Path, network: Any) -> frozenset[int]:
     """From generation_config.json where there is one (it knows the end of a chat turn), else from config.json."""
     if (path / "generation_config.json").exists():
         found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id

@@ -65,7 +65,7 @@ def _write(source: Path, into: Path) -> None:
     from isthmus.engines.embedded.weights import weights_digest
 
     _say(f"de-quantising {_GGUF} to float32 (once, some seconds)")
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     network = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF, local_files_only=True)
     _say("writing safetensors")

@@ -28,7 +28,7 @@ def weights_digest(path: Path, network: nn.Module, dtype: str) -> str:
     for name, parameter in sorted(network.named_parameters()):
         data = parameter.detach().cpu().contiguous()
         total.update(json.dumps([name, str(data.dtype), list(data.shape)]).encode())
-        total.update(data.view(-1).view(torch.uint8).numpy())
+        total.update(data.view(-1).view(torch.uint8).numpy().data)
     digest = total.hexdigest()
     _write_cache(path, {k: v for k, v in cached.items() if json.loads(k)[2] == _stamp(path)} | {key: digest})
     return digest

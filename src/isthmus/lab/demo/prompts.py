@@ -11,7 +11,7 @@ _FACTS = (
 )
 _NUMBERS = " ".join(
     f"Entry {number}: wind {number % 9 + 1}, visibility {number * 7 % 20 + 1}, sea {'calm' if number % 3 else 'rough'}."
-    for number in range(1, 46)
+    for number in range(1, 61)
 )
 
 PROMPTS: tuple[str, ...] = (

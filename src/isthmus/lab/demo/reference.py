@@ -24,7 +24,7 @@ class Alone:
 
 def answer_alone(model: Path, prompts: Sequence[str], max_tokens: int) -> list[Alone]:
     """Greedy answers of one engine with bf16 KV that prefills and decodes by itself."""
-    engine = EmbeddedEngine.create(EmbeddedConfig(model=model, num_blocks=2048, num_threads=2))
+    engine = EmbeddedEngine.create(EmbeddedConfig(model=model, num_blocks=2048))
     tokenizer = load_tokenizer(model)
     chats = [
         tokenizer.apply_chat_template(

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from isthmus.core.clock import SystemClock
+from isthmus.core.errors import Lost
 from isthmus.core.units import Duration
 from isthmus.engines.embedded.shape import read_model_shape
 from isthmus.lab.demo.deployment import LOSSLESS, LOSSY, demo_config
@@ -20,6 +21,7 @@ from isthmus.serve.launcher import Deployment
 __all__ = ["Answer", "DemoResult", "run_demo"]
 
 READY_DEADLINE = Duration.of_seconds(300)
+ASKED_AT_ONCE = 4
 Say = Callable[[str], None]
 
 
@@ -61,10 +63,8 @@ async def run_demo(model: Path, prompts: Sequence[str], *, max_tokens: int, say:
             async with httpx.AsyncClient(base_url=deployment.url, timeout=600) as client:
                 fleet = (await client.get("/v1/isthmus/workers")).json()
                 served = (await client.get("/v1/models")).json()["data"][0]["id"]
-                say(f"asking {len(prompts)} prompts by way of {LOSSLESS}")
-                lossless = await _ask_all(client, served, prompts, LOSSLESS, max_tokens)
-                say(f"asking {len(prompts)} prompts by way of {LOSSY}")
-                lossy = await _ask_all(client, served, prompts, LOSSY, max_tokens)
+                lossless = await _ask_all(client, served, prompts, LOSSLESS, max_tokens, say)
+                lossy = await _ask_all(client, served, prompts, LOSSY, max_tokens, say)
                 held = await _held_when_quiet(client)
         say("asking one engine alone")
         alone = await asyncio.to_thread(answer_alone, model, prompts, max_tokens)
@@ -79,9 +79,21 @@ async def run_demo(model: Path, prompts: Sequence[str], *, max_tokens: int, say:
 
 
 async def _ask_all(
-    client: httpx.AsyncClient, model: str, prompts: Sequence[str], consumer: str, max_tokens: int
+    client: httpx.AsyncClient, model: str, prompts: Sequence[str], consumer: str, max_tokens: int, say: Say
 ) -> list[Answer]:
-    asked = await asyncio.gather(*(_ask(client, model, prompt, consumer, max_tokens) for prompt in prompts))
+    """Every prompt, a few at once, so that requests share batches but do not mainly wait for their turn."""
+    turn, answered = asyncio.Semaphore(ASKED_AT_ONCE), 0
+
+    async def ask(prompt: str) -> tuple[str, str, tuple[int, ...], float]:
+        nonlocal answered
+        async with turn:
+            found = await _ask(client, model, prompt, consumer, max_tokens)
+        answered += 1
+        if answered % ASKED_AT_ONCE == 0 or answered == len(prompts):
+            say(f"{consumer}: {answered} of {len(prompts)} answered")
+        return found
+
+    asked = await asyncio.gather(*(ask(prompt) for prompt in prompts))
     reports = {
         report["request_id"]: report for report in (await client.get("/v1/isthmus/handoffs")).json()["installed"]
     }
@@ -109,12 +121,14 @@ async def _ask(
     headers = {"x-isthmus-consumer": consumer}
     async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
         if response.status_code != 200:
-            raise RuntimeError((await response.aread()).decode())
+            raise Lost(f"demo: the gateway answered {response.status_code}: {(await response.aread()).decode()}")
         async for line in response.aiter_lines():
             data = line.removeprefix("data: ")
             if not data or data == "[DONE]":
                 continue
             event = json.loads(data)
+            if "error" in event:
+                raise Lost(f"demo: {event['error']['message']}")
             request_id = event["id"]
             for choice in event["choices"]:
                 first = first or clock.now()

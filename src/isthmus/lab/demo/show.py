@@ -81,7 +81,7 @@ def _handoffs(console: Console, handoffs: list[dict[str, Any]]) -> None:
                 f"{handoff['ttft_ms']:.0f}",
             )
         console.print(table)
-    console.print("prefill includes waiting for its turn: all prompts were asked at once.")
+    console.print("Four are asked at once, so prefill and TTFT include waiting for a turn.")
 
 
 def _answers(console: Console, answers: list[dict[str, Any]]) -> None:

@@ -118,7 +118,7 @@ def _submit(state: DestinationHandoff, event: Submit) -> Stepped:
 def _progress(state: DestinationHandoff, event: _Progress) -> Stepped:
     """One stage of reading has ended: the next begins, unless the hand-off was given up meanwhile."""
     if state.phase is DestinationPhase.ABORTING:
-        # The stage that we asked to stop has ended by itself, and no other begins: nothing touches the blocks.
+        # The stage that we asked to stop has ended by itself, and no other begins.
         released, effects = _drained(state, Evidence.OWN_TRANSFER_ENDED)
         return released, (*effects, ReplyRefused(reason=Refusal.ENDED))
     if _too_late(state):
@@ -184,7 +184,7 @@ def _give_up(state: DestinationHandoff, outcome: LogicalOutcome) -> Stepped:
         aborting = replace(state, phase=DestinationPhase.ABORTING, outcome=outcome, access=PhysicalAccess.DRAINING)
         return aborting, (StopRead(),)
     if state.phase is DestinationPhase.INSTALLED:
-        # The hand-off itself has succeeded; it is decode that is given up.
+        # The outcome stays: the hand-off has succeeded, and it is decode that is given up.
         return replace(state, phase=DestinationPhase.DRAINING, access=PhysicalAccess.DRAINING), (StopDecode(),)
     return state, ()
 
@@ -203,8 +203,8 @@ def _doubt(state: DestinationHandoff) -> Stepped:
     if state.phase is not DestinationPhase.ABORTING:
         raise _impossible(state, "doubt")
     doubted = replace(state, phase=DestinationPhase.IN_DOUBT, access=PhysicalAccess.IN_DOUBT)
-    end_use = EndUse(blocks=state.blocks, epoch=state.epoch)
-    return doubted, (end_use, QuarantineBlocks(blocks=state.blocks, epoch=state.epoch))
+    blocks, epoch = state.blocks, state.epoch
+    return doubted, (EndUse(blocks=blocks, epoch=epoch), QuarantineBlocks(blocks=blocks, epoch=epoch))
 
 
 def _peer_lost(state: DestinationHandoff, event: PeerLost) -> Stepped:
@@ -221,14 +221,8 @@ def _peer_lost(state: DestinationHandoff, event: PeerLost) -> Stepped:
 
 def _release(state: DestinationHandoff, outcome: LogicalOutcome, evidence: Evidence) -> Stepped:
     """Free blocks and staging on `evidence`; what remains is the tombstone."""
-    released = replace(
-        state,
-        phase=DestinationPhase.RELEASED,
-        outcome=outcome,
-        access=PhysicalAccess.DRAINED,
-        evidence=evidence,
-        blocks=(),
-    )
+    phase, access = DestinationPhase.RELEASED, PhysicalAccess.DRAINED
+    released = replace(state, phase=phase, outcome=outcome, access=access, evidence=evidence, blocks=())
     effects: list[Effect] = []
     if state.phase not in (DestinationPhase.RESERVED, DestinationPhase.IN_DOUBT):
         effects.append(EndUse(blocks=state.blocks, epoch=state.epoch))

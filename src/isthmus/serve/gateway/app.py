@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
 from typing import Any
 
-import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,10 +20,9 @@ from isthmus.serve.gateway.answers import Answerer, Piece, Prepared
 from isthmus.serve.gateway.control import Control
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.openai import ChatRequest, CompletionRequest
+from isthmus.serve.running import report_bug
 
 __all__ = ["build_app"]
-
-log = structlog.get_logger(__name__)
 
 Body = CompletionRequest | ChatRequest
 
@@ -77,7 +75,7 @@ def build_app(answerer: Answerer, control: Control, metrics: Metrics, *, request
             Route("/v1/isthmus/workers", workers),
             Route("/v1/isthmus/handoffs", handoffs),
         ],
-        exception_handlers={IsthmusError: _refuse, 404: _no_route, 405: _no_route},
+        exception_handlers={IsthmusError: _refuse, Exception: _failed, 404: _no_route, 405: _no_route},
     )
 
 
@@ -222,8 +220,13 @@ async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, CapacityExceeded) and error.retry_after is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after.seconds)))
     if isinstance(error, Bug):
-        log.critical("bug", error=str(error), exc_info=error)
+        report_bug(error)
     return JSONResponse(openai.error_body(error), status_code=openai.status_of(error), headers=headers)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    said = Bug(f"{type(error).__name__}: the gateway failed on this request; its log says more")
+    return JSONResponse(openai.error_body(said), status_code=500)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """A worker's connection to its gateway: register, serve, pulse; and again, when the gateway comes back."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -102,7 +103,8 @@ class GatewayLink:
         """Say that we live, and notice when the gateway does not."""
         timeout = Duration.of_ms(welcome.timeout_ms)
         while not channel.closed:
-            channel.post(Pulse(blocks=self._blocks()))
+            with contextlib.suppress(PeerLost):
+                channel.post(Pulse(blocks=self._blocks()))
             await self._clock.sleep(Duration.of_ms(welcome.heartbeat_ms))
             if self._clock.now() - channel.heard_at > timeout.ns:
                 channel.close(f"silent for more than {timeout}")

@@ -3,11 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from isthmus.core.errors import PeerLost
+import structlog
+
+from isthmus.core.errors import Bug, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.serve.messages import Fenced, Member, Members
+from isthmus.serve.running import report_bug
 
 __all__ = ["Membership"]
+
+log = structlog.get_logger(__name__)
 
 OnFenced = Callable[[WorkerId, Incarnation], Awaitable[None]]
 
@@ -40,7 +45,15 @@ class Membership:
         for listener in self._listeners:
             task = asyncio.create_task(_tell(listener, worker, incarnation))
             self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            task.add_done_callback(self._told)
+
+    def _told(self, task: "asyncio.Task[None]") -> None:
+        self._telling.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Bug):
+            report_bug(error)
+        elif error is not None:
+            log.error("fence_listener_failed", exc_info=error)
 
     def find(self, worker: WorkerId, incarnation: Incarnation) -> Member:
         """This life of this worker. Raises PeerLost where it is not, or is no more, a member."""

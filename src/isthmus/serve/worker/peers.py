@@ -63,13 +63,13 @@ class Peers:
         if opening is None:
             opening = asyncio.create_task(self._open(worker, incarnation))
             self._channels[key] = opening
-        try:
-            channel = await asyncio.shield(opening)
-        except Exception:
-            self._channels.pop(key, None)
-            raise
-        if channel.closed:
-            self._channels.pop(key, None)
+        await asyncio.wait({opening})
+        channel = None if opening.cancelled() or opening.exception() else opening.result()
+        if channel is None or channel.closed:
+            if self._channels.get(key) is opening:
+                del self._channels[key]
+            if not opening.cancelled():
+                opening.result()  # raises why it could not be opened
             raise PeerLost(f"{worker}: its connection closed", field="producer")
         return RemoteProducer(channel)
 

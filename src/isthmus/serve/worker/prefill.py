@@ -2,10 +2,8 @@
 
 import asyncio
 
-import structlog
-
 from isthmus.core.clock import Clock
-from isthmus.core.errors import BadInput, Bug, FrameInvalid, IsthmusError, NotAuthorised
+from isthmus.core.errors import BadInput, FrameInvalid, NotAuthorised
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
@@ -16,8 +14,6 @@ from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
 
 __all__ = ["PrefillService"]
-
-log = structlog.get_logger(__name__)
 
 MEMBERSHIP_DEADLINE = Duration.of_seconds(5)
 
@@ -101,9 +97,4 @@ class PrefillService:
             channel.close("its incarnation was fenced")
         if running:
             await asyncio.wait(running)
-        try:
-            await self._side.peer_lost(worker, incarnation)
-        except Bug:
-            raise
-        except IsthmusError as error:
-            log.error("peer_lost_failed", worker=worker, reason=str(error))
+        await self._side.peer_lost(worker, incarnation)

@@ -1,0 +1,135 @@
+"""Named points on a hand-off's way, where a test may hold it up, fail it, or look around."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from isthmus.core.clock import ManualClock
+from isthmus.engines.embedded.adapter import EmbeddedKV
+from isthmus.handoff.producer import ProducerSide
+from isthmus.transport.base import Reader
+from isthmus.transport.faulty import Fault, FaultyReader
+
+POINTS = (
+    "order prefill",
+    "engine prefill",
+    "engine prefilled",
+    "prefill ordered",
+    "read",
+    "read done",
+    "convert",
+    "converted",
+    "confirm",
+    "confirmed",
+)
+"""In order. Also: `copied` (the last byte is there), and off the way `stop`, `renew` and `abort`."""
+
+Action = Callable[[], Awaitable[None]]
+
+
+class Hooks:
+    """What happens at each point, and which were passed."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._actions: dict[str, Action] = {}
+
+    def at(self, point: str, action: Action) -> None:
+        self._actions[point] = action
+
+    async def __call__(self, point: str) -> None:
+        self.seen.append(point)
+        if point in self._actions:
+            await self._actions[point]()
+
+
+class Gate:
+    """An action that says it was reached and waits to be opened."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.open.wait()
+
+
+class HookedEngine:
+    """An engine whose every await passes a point."""
+
+    def __init__(self, inner: EmbeddedKV, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def prefill(self, *args):
+        await self._hooks("engine prefill")
+        filled = await self._inner.prefill(*args)
+        await self._hooks("engine prefilled")
+        return filled
+
+    async def stop_prefill(self, handoff):
+        await self._hooks("stop")
+        await self._inner.stop_prefill(handoff)
+
+    async def convert(self, *args):
+        await self._hooks("convert")
+        checked = await self._inner.convert(*args)
+        await self._hooks("converted")
+        return checked
+
+
+class HookedProducer:
+    """The way to the producer: an order may be held up or lost on its way, and so may its answer."""
+
+    def __init__(self, inner: ProducerSide, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    async def prefill(self, order):
+        await self._hooks("order prefill")
+        reply = await self._inner.prefill(order)
+        await self._hooks("prefill ordered")
+        return reply
+
+    async def confirm(self, order):
+        await self._hooks("confirm")
+        await self._inner.confirm(order)
+        await self._hooks("confirmed")
+
+    async def renew(self, order):
+        await self._hooks("renew")
+        await self._inner.renew(order)
+
+    async def abort(self, order):
+        await self._hooks("abort")
+        await self._inner.abort(order)
+
+
+class HookedReader(FaultyReader):
+    """A reader with a schedule of faults, and a point before it, after the last byte, and after both."""
+
+    def __init__(self, inner: Reader, schedule: Iterable[Fault | None], clock: ManualClock, hooks: Hooks) -> None:
+        super().__init__(_Copied(inner, hooks), iter(schedule), clock)
+        self._hooks = hooks
+
+    async def read(self, *args):
+        await self._hooks("read")
+        size = await super().read(*args)
+        await self._hooks("read done")
+        return size
+
+
+class _Copied:
+    """The reader itself, without faults."""
+
+    def __init__(self, inner: Reader, hooks: Hooks) -> None:
+        self._inner, self._hooks = inner, hooks
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def read(self, *args):
+        size = await self._inner.read(*args)
+        await self._hooks("copied")
+        return size

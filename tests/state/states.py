@@ -1,0 +1,121 @@
+"""Runtime KV states, whole ones and random ones."""
+
+from hypothesis import strategies as st
+
+from isthmus.core.units import blocks_for
+from isthmus.state.encoding import StorageDtype
+from isthmus.state.identity import Identity, ModelLineage, RopeState, TokenRange, WeightsRecord
+from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, Partition
+from isthmus.state.runtime_kv_state import GroupState, KVRepresentation, Ownership, Residency, RuntimeKVState
+from isthmus.state.tokens import tokens_digest
+from tests.strategies import shapes, sides
+
+TOKENS = tuple(range(40))
+
+IDENTITY = Identity(
+    lineage=ModelLineage(base_model="org/model", revision="main"),
+    weights=WeightsRecord(dtype="bfloat16", digest="ab" * 32),
+    rope=RopeState(applied=True, theta=10_000.0, rope_dim=16, style="neox"),
+)
+GROUP = GroupRepresentation(
+    kind=GroupKind.FULL_ATTENTION,
+    layer_start=0,
+    layer_stop=2,
+    num_kv_heads=4,
+    head_size=16,
+    head_size_v=16,
+    block_size=16,
+    layout=Layout.LBNHC,
+    kv_order=KvOrder.KV_OUTER,
+    storage_dtype=StorageDtype.BF16,
+)
+OWNERSHIP = Ownership(
+    owner="prefill-0",
+    incarnation="a" * 32,
+    handoff="d" * 32,
+    grant="e" * 32,
+    epoch=1,
+    tenant="tenant-0",
+    lease_ms=2000,
+)
+
+
+def a_state(**changes) -> RuntimeKVState:
+    """A state of 40 tokens in 3 blocks, with fields changed."""
+    fields = {
+        "identity": IDENTITY,
+        "token_range": TokenRange(start=0, stop=40),
+        "tokens_digest": tokens_digest(TOKENS),
+        "representation": KVRepresentation(groups=(GROUP,), partition=Partition(tp_size=2)),
+        "groups": (GroupState(block_ids=(5, 1, 9), logical_digest=1 << 63),),
+        "residency": Residency(tier="host", num_blocks=10),
+        "ownership": OWNERSHIP,
+    }
+    return RuntimeKVState(**fields | changes)
+
+
+def hexes(low: int, high: int) -> st.SearchStrategy[str]:
+    return st.text("0123456789abcdef", min_size=low, max_size=high)
+
+
+names = st.text(min_size=1, max_size=40).filter(lambda name: name.isprintable())
+digests = st.one_of(st.just(""), hexes(16, 64))
+
+identities = st.builds(
+    Identity,
+    lineage=st.builds(ModelLineage, base_model=names, revision=names),
+    weights=st.builds(WeightsRecord, dtype=st.sampled_from(["float32", "bfloat16", "fp8"]), digest=digests),
+    rope=st.builds(
+        RopeState,
+        applied=st.booleans(),
+        theta=st.floats(1, 1e9),
+        rope_dim=st.integers(0, 256),
+        style=st.sampled_from(["neox", "interleaved"]),
+        scaling_digest=digests,
+        position_origin=st.integers(0, 1 << 20),
+    ),
+    adapter=st.one_of(st.just(""), names),
+    multimodal_digest=digests,
+)
+ownerships = st.builds(
+    Ownership,
+    owner=names,
+    incarnation=hexes(32, 32),
+    handoff=hexes(32, 32),
+    grant=hexes(32, 32),
+    epoch=st.integers(1, (1 << 63) - 1),
+    tenant=names,
+    lease_ms=st.integers(1, 1 << 40),
+)
+
+
+@st.composite
+def states(draw) -> RuntimeKVState:
+    """Anything that a producer could offer, of one or two layer groups."""
+    shape = draw(shapes())
+    group, partition = draw(sides(shape))
+    groups = [group]
+    if draw(st.booleans()):
+        more = draw(sides(shape | {"layer_start": shape["layer_stop"], "layer_stop": shape["layer_stop"] + 2}))[0]
+        groups.append(more)
+    start = draw(st.integers(0, 20))
+    tokens = TokenRange(start=start, stop=start + draw(st.integers(1, 60)))
+    counts = [blocks_for(tokens.stop, g.block_size) - tokens.start // g.block_size for g in groups]
+    num_blocks = max(counts) + draw(st.integers(0, 9))
+    return RuntimeKVState(
+        identity=draw(identities),
+        token_range=tokens,
+        tokens_digest=draw(hexes(64, 64)),
+        representation=KVRepresentation(groups=tuple(groups), partition=partition),
+        groups=tuple(
+            GroupState(
+                block_ids=tuple(draw(st.permutations(range(num_blocks)))[:count]),
+                logical_digest=draw(st.integers(0, (1 << 64) - 1)),
+            )
+            for count in counts
+        ),
+        residency=Residency(
+            tier=draw(st.sampled_from(["device", "pinned_host", "host", "file", "remote"])), num_blocks=num_blocks
+        ),
+        ownership=draw(ownerships),
+    )
