@@ -46,7 +46,7 @@ async def test_staging_that_never_fits_is_refused_with_the_numbers(model):
 
 async def test_a_request_that_never_fits_the_producer_is_refused_and_frees_the_consumer(model):
     async with World(model, {"num_blocks": 1}) as world:
-        with pytest.raises(CapacityExceeded, match="wants 2 blocks of .* bytes; the whole pool has 1"):
+        with pytest.raises(CapacityExceeded, match=r"wants 2 blocks of .* bytes; the whole pool has 1"):
             await world.hand_off(ask(PROMPT))
         assert "engine prefill" not in world.hooks.seen
         await world.drained()
@@ -75,7 +75,7 @@ async def test_a_wait_without_end_is_answered_at_its_deadline(model):
         second = asyncio.create_task(world.hand_off(ask(PROMPT, name="second")))
         await turns()
         world.clock.advance(PATIENCE)
-        with pytest.raises(CapacityExceeded, match="no room for 3 blocks .* within 30000 ms: 0 of 3 blocks") as caught:
+        with pytest.raises(CapacityExceeded, match=r"no room for 3 blocks .* within 30000 ms: 0 of 3 blocks") as caught:
             await second
         assert caught.value.retry_after is not None
         world.consumer.finish(released.filled.reserved)

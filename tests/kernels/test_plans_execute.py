@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import block_table, empty_regions, pairs, shapes, sides
 
 from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch
 from isthmus.kernels import reference, torch_execute
@@ -13,6 +12,7 @@ from isthmus.kernels.binding import bind
 from isthmus.portability.compiler import compile_plan
 from isthmus.state.addressing import address_shards
 from isthmus.state.identity import TokenRange
+from tests.strategies import block_table, empty_regions, pairs, shapes, sides
 
 
 def write_by_description(group, partition, regions, num_blocks, blocks, start, values):
@@ -141,11 +141,10 @@ def test_one_flipped_bit_is_always_caught(pair, seed, data):
     offered = torch_execute.state_digest(plan, binding, as_torch(source))
     part = data.draw(st.sampled_from(plan.parts))
     runs = data.draw(st.sampled_from(part.gather))
-    rows = torch_execute.field_view(
+    rows = torch_execute.runs_view(
         torch.from_numpy(source[part.producer_rank][runs.field.region]),
         runs,
-        plan.producer.num_layers,
-        plan.producer.block_size,
+        plan.producer,
         binding.producer.num_blocks,
     )
     token = data.draw(st.integers(0, len(binding.token_range) - 1))

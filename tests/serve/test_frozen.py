@@ -36,9 +36,7 @@ async def test_a_frozen_worker_is_replaced_and_comes_back_as_another_life(quad, 
     assert quad.child(victim).pid == pid
     assert quad.child(victim).process.returncode is None
     role = "consumer" if victim.startswith("decode") else "producer"
-    again = ask(
-        quad.client, model, 0, reference[0].prompt, max_tokens=8, headers={f"x-isthmus-{role}": victim}
-    )
+    again = ask(quad.client, model, 0, reference[0].prompt, max_tokens=8, headers={f"x-isthmus-{role}": victim})
     await finish([again])
     assert again.token_ids == list(reference[0].answer[:8]), again
     assert await quad.held_blocks() == 0

@@ -1,5 +1,6 @@
 """Runtime KV states, whole ones and random ones."""
 
+import numpy as np
 from hypothesis import strategies as st
 
 from isthmus.core.units import blocks_for
@@ -58,7 +59,7 @@ def hexes(low: int, high: int) -> st.SearchStrategy[str]:
     return st.text("0123456789abcdef", min_size=low, max_size=high)
 
 
-names = st.text(min_size=1, max_size=40).filter(lambda name: name.isprintable())
+names = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1, max_size=20)
 digests = st.one_of(st.just(""), hexes(16, 64))
 
 identities = st.builds(
@@ -102,6 +103,7 @@ def states(draw) -> RuntimeKVState:
     tokens = TokenRange(start=start, stop=start + draw(st.integers(1, 60)))
     counts = [blocks_for(tokens.stop, g.block_size) - tokens.start // g.block_size for g in groups]
     num_blocks = max(counts) + draw(st.integers(0, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     return RuntimeKVState(
         identity=draw(identities),
         token_range=tokens,
@@ -109,7 +111,7 @@ def states(draw) -> RuntimeKVState:
         representation=KVRepresentation(groups=tuple(groups), partition=partition),
         groups=tuple(
             GroupState(
-                block_ids=tuple(draw(st.permutations(range(num_blocks)))[:count]),
+                block_ids=tuple(int(block) for block in rng.permutation(num_blocks)[:count]),
                 logical_digest=draw(st.integers(0, (1 << 64) - 1)),
             )
             for count in counts

@@ -5,7 +5,6 @@ from isthmus.core.units import GIB, KIB, MIB
 __all__ = [
     "BLOCKS_PER_POOL_MAX",
     "BLOCK_SIZE_TOKENS_MAX",
-    "BLOCK_SIZE_TOKENS_MIN",
     "CALLS_IN_FLIGHT_MAX",
     "CONNECTIONS_PER_EXPORTER_MAX",
     "CONNECTIONS_PER_PEER_MAX",
@@ -13,15 +12,18 @@ __all__ = [
     "COPY_CHUNK_BYTES",
     "FRAME_MS_MAX",
     "GRANTS_PER_WORKER_MAX",
+    "HANDOFFS_LOGGED_MAX",
     "HANDOFFS_REMEMBERED_MAX",
     "HANDOFFS_SHOWN_MAX",
     "HEADS_MAX",
     "HEAD_SIZE_MAX",
     "HTTP_BODY_BYTES_MAX",
+    "INCARNATIONS_LOST_MAX",
     "LAYERS_MAX",
     "LAYER_GROUPS_MAX",
     "MANIFEST_BYTES_MAX",
     "MESSAGES_PER_CHAT_MAX",
+    "MOMENTS_PER_HANDOFF_MAX",
     "NAME_CHARS_MAX",
     "OFFER_BYTES_MAX",
     "POOL_BYTES_MAX",
@@ -46,7 +48,6 @@ LAYER_GROUPS_MAX = 64
 HEADS_MAX = 1024
 HEAD_SIZE_MAX = 4096
 TP_SIZE_MAX = 64
-BLOCK_SIZE_TOKENS_MIN = 1
 BLOCK_SIZE_TOKENS_MAX = 4096
 BLOCKS_PER_POOL_MAX = 1 << 24
 POOL_BYTES_MAX = 4096 * GIB
@@ -72,6 +73,13 @@ WORKERS_MAX = 256
 # ownership
 GRANTS_PER_WORKER_MAX = 16_384
 TOMBSTONES_MAX = 16_384
+INCARNATIONS_LOST_MAX = 16 * WORKERS_MAX
+
+# what people look at, not what the protocol needs
+HANDOFFS_REMEMBERED_MAX = 4096  # installed, by the gateway
+HANDOFFS_LOGGED_MAX = 256  # ended, with their timelines, by each worker
+HANDOFFS_SHOWN_MAX = 512  # of one worker, in one answer
+MOMENTS_PER_HANDOFF_MAX = 64
 
 # transport
 COPY_CHUNK_BYTES = 4 * MIB  # a copy looks up between chunks, to see whether it was cancelled or its owner has died
@@ -82,5 +90,3 @@ CONNECTIONS_PER_PEER_MAX = 4
 CONNECTIONS_PER_EXPORTER_MAX = CONNECTIONS_PER_PEER_MAX * WORKERS_MAX
 FRAME_MS_MAX = 5_000  # from a frame's first byte to its last, and from a connection to its hello
 READ_MS_MAX = 600_000
-HANDOFFS_REMEMBERED_MAX = 4096  # finished, for people to look at
-HANDOFFS_SHOWN_MAX = 512  # of one worker, in one answer

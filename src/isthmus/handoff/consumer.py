@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, ManifestInvalid
-from isthmus.core.ids import HandoffId, Incarnation, RegionId, WorkerId
+from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import within
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, PrefillOrder, RenewOrder
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder
 from isthmus.handoff.seams import KVReader
 from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, Planned, Released, Reserved, Verified
 from isthmus.ownership.consumer import DestinationOwner
@@ -194,15 +194,17 @@ class ConsumerSide:
             holder=self._worker,
             holder_incarnation=self._incarnation,
         )
-        for tries_left in reversed(range(CONFIRM_TRIES)):
-            try:
-                await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
-                break
-            except DeadlineExceeded:
-                if not tries_left:
-                    raise
-        self._owner.install(offered.filled.reserved.handoff, ownership.fence())
+        confirmed = await self._confirm(order, producer)
+        self._owner.install(offered.filled.reserved.handoff, Epoch(confirmed.epoch))
         return Installed(verified=verified)
+
+    async def _confirm(self, order: ConfirmOrder, producer: "Producer") -> ConfirmReply:
+        for _ in range(CONFIRM_TRIES - 1):
+            try:
+                return await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
+            except DeadlineExceeded:
+                continue
+        return await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
 
     def release(self, installed: Installed) -> Released:
         """Over: the source was freed by the confirmation, the staging by the install."""

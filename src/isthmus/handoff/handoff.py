@@ -5,7 +5,7 @@ from typing import Protocol
 
 from isthmus.handoff.consumer import ConsumerSide
 from isthmus.handoff.describe import describe
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.stages import Placed, Released
 from isthmus.handoff.watch import Watch
 
@@ -16,7 +16,7 @@ class Producer(Protocol):
     """The producer as the consumer sees it: a `ProducerSide` in this process, or one behind a wire."""
 
     async def prefill(self, order: PrefillOrder) -> PrefillReply: ...
-    async def confirm(self, order: ConfirmOrder) -> None: ...
+    async def confirm(self, order: ConfirmOrder) -> ConfirmReply: ...
     async def renew(self, order: RenewOrder) -> None: ...
     async def abort(self, order: AbortOrder) -> None: ...
 

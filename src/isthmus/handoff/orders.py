@@ -9,7 +9,7 @@ from isthmus.handoff.request import Name, Request
 from isthmus.state.runtime_kv_state import Token
 from isthmus.state.structs import WireStruct
 
-__all__ = ["AbortOrder", "Ack", "ConfirmOrder", "PrefillOrder", "PrefillReply", "RenewOrder"]
+__all__ = ["AbortOrder", "Ack", "ConfirmOrder", "ConfirmReply", "PrefillOrder", "PrefillReply", "RenewOrder"]
 
 
 class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
@@ -37,6 +37,12 @@ class ConfirmOrder(WireStruct, frozen=True, kw_only=True, tag="confirm"):
     epoch: int
     holder: Name
     holder_incarnation: Token
+
+
+class ConfirmReply(WireStruct, frozen=True, kw_only=True, tag="confirmed"):
+    """Yes, at this epoch; and the blocks are free from now on."""
+
+    epoch: int
 
 
 class RenewOrder(WireStruct, frozen=True, kw_only=True, tag="renew"):

@@ -4,7 +4,7 @@ from isthmus.core.errors import BadInput, Bug, ContextTooLong
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, WorkerId
 from isthmus.core.units import Duration, blocks_for
 from isthmus.core.waiting import through
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.seams import KVWriter, Prefilled
 from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.protocol.states import SourceHandoff, SourcePhase
@@ -64,18 +64,19 @@ class ProducerSide:
             await through(self._stop(handoff))
             raise
 
-    async def confirm(self, order: ConfirmOrder) -> None:
+    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
         """The commit point: still the owner at this epoch? Yes also frees the blocks. Idempotent.
 
         Raises:
             GrantUnknown, StaleEpoch, NotAuthorised: no; install nothing.
         """
-        self._owner.confirm(
+        epoch = self._owner.confirm(
             GrantId(order.grant),
             Epoch(order.epoch),
             holder=WorkerId(order.holder),
             holder_incarnation=Incarnation(order.holder_incarnation),
         )
+        return ConfirmReply(epoch=epoch)
 
     async def renew(self, order: RenewOrder) -> None:
         """Begin the lease anew. Raises as `confirm`."""

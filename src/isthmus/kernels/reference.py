@@ -21,6 +21,8 @@ from isthmus.state.representation import Quant
 __all__ = ["Rows", "convert", "decode", "digest", "encode", "execute", "gather", "row_hashes", "scatter"]
 
 Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Index = NDArray[np.int64]
 Rows = Mapping[str, Bytes]
 """Field name to uint8 [L, T, H, row_bytes]."""
 
@@ -33,7 +35,7 @@ NUMPY_DTYPES: dict[StorageDtype, np.dtype] = {
 }
 
 
-def encode(values: NDArray[np.float32], dtype: StorageDtype, quant: Quant | None) -> tuple[Bytes, NDArray | None]:
+def encode(values: Floats, dtype: StorageDtype, quant: Quant | None) -> tuple[Bytes, Floats | None]:
     """f32 [..., count] to uint8 [..., row_bytes] and f32 scales [...] or None."""
     if quant is not None:
         peak = np.abs(values).max(axis=-1)
@@ -45,29 +47,31 @@ def encode(values: NDArray[np.float32], dtype: StorageDtype, quant: Quant | None
     return stored.view(np.uint8), None
 
 
-def decode(raw: Bytes, dtype: StorageDtype, scale: NDArray | None) -> NDArray[np.float32]:
+def decode(raw: Bytes, dtype: StorageDtype, scale: Floats | None) -> Floats:
     """uint8 [..., row_bytes] and f32 scales [...] or None to f32 [..., count]."""
     values = np.ascontiguousarray(raw).view(NUMPY_DTYPES[dtype]).astype(np.float32)
     return values if scale is None else values * scale[..., None]
 
 
-def _offsets(runs: Runs, layers: int, blocks: NDArray, slots: NDArray, num_blocks: int) -> NDArray[np.int64]:
+def _offsets(runs: Runs, layers: int, blocks: Index, slots: Index, num_blocks: int) -> Index:
     """Byte offset of each row: [L, T, H]."""
     field = runs.field
     layer = np.arange(layers) * field.layer_stride.at(num_blocks)
     token = blocks * field.block_stride.at(num_blocks) + slots * field.token_stride.at(num_blocks)
     head = (runs.head + np.arange(runs.num_heads)) * field.head_stride.at(num_blocks)
     start = field.offset.at(num_blocks)
-    return start + layer[:, None, None] + token[None, :, None] + head[None, None, :]
+    offsets: Index = start + layer[:, None, None] + token[None, :, None] + head[None, None, :]
+    return offsets
 
 
-def gather(region: Bytes, runs: Runs, layers: int, blocks: NDArray, slots: NDArray, num_blocks: int) -> Bytes:
+def gather(region: Bytes, runs: Runs, layers: int, blocks: Index, slots: Index, num_blocks: int) -> Bytes:
     """The rows of one field out of a flat region: uint8 [L, T, H, row_bytes]."""
     offsets = _offsets(runs, layers, blocks, slots, num_blocks)
-    return region[offsets[..., None] + np.arange(runs.field.row_bytes)]
+    rows: Bytes = region[offsets[..., None] + np.arange(runs.field.row_bytes)]
+    return rows
 
 
-def scatter(region: Bytes, runs: Runs, rows: Bytes, blocks: NDArray, slots: NDArray, num_blocks: int) -> None:
+def scatter(region: Bytes, runs: Runs, rows: Bytes, blocks: Index, slots: Index, num_blocks: int) -> None:
     """The inverse of `gather`, in place."""
     offsets = _offsets(runs, rows.shape[0], blocks, slots, num_blocks)
     region[offsets[..., None] + np.arange(runs.field.row_bytes)] = rows

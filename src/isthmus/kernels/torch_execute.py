@@ -19,10 +19,12 @@ from isthmus.kernels.binding import Binding, Side
 from isthmus.kernels.report import Verified
 from isthmus.kernels.torch_codec import decode_rows, encode_rows
 from isthmus.kernels.torch_digest import fold, row_digests
+from isthmus.kernels.torch_views import field_view
 from isthmus.state.addressing import FIELD_NAMES
 from isthmus.state.plan import PlanPart, Runs, TransformPlan
+from isthmus.state.representation import GroupRepresentation
 
-__all__ = ["execute", "field_view", "gather_rows", "scatter_rows", "state_digest"]
+__all__ = ["execute", "gather_rows", "runs_view", "scatter_rows", "state_digest"]
 
 Regions = Sequence[Sequence[Tensor]]
 """Flat uint8 regions, by [rank][region]."""
@@ -31,24 +33,18 @@ WORK_BYTES = 4 << 20
 """Working memory of one pass, in bytes of f32 rows."""
 
 _WORD = 1 << 64
-_UNITS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 
 
-def field_view(region: Tensor, runs: Runs, layers: int, block_size: int, num_blocks: int) -> Tensor:
-    """A strided view [L, B, N, H, units] of one field in a flat uint8 region, in the widest unit that fits."""
-    field = runs.field
-    strides = [
-        stride.at(num_blocks)
-        for stride in (field.layer_stride, field.block_stride, field.token_stride, field.head_stride)
-    ]
-    offset = field.offset.at(num_blocks) + runs.head * strides[3]
-    measures = (*strides, offset, field.row_bytes, region.numel())
-    width, dtype = next((width, dtype) for width, dtype in _UNITS if all(measure % width == 0 for measure in measures))
-    units = region.view(dtype)
-    return units.as_strided(
-        (layers, num_blocks, block_size, runs.num_heads, field.row_bytes // width),
-        (*(stride // width for stride in strides), 1),
-        units.storage_offset() + offset // width,
+def runs_view(region: Tensor, runs: Runs, group: GroupRepresentation, num_blocks: int) -> Tensor:
+    """The view on one side of a part: [L, B, N, H, units]."""
+    return field_view(
+        region,
+        runs.field,
+        layers=group.num_layers,
+        num_blocks=num_blocks,
+        block_size=group.block_size,
+        head=runs.head,
+        num_heads=runs.num_heads,
     )
 
 
@@ -160,7 +156,7 @@ def _gather(
     )
     found = {}
     for runs in side:
-        view = field_view(regions[rank][runs.field.region], runs, group.num_layers, group.block_size, place.num_blocks)
+        view = runs_view(regions[rank][runs.field.region], runs, group, place.num_blocks)
         found[runs.field.name] = gather_rows(view[layers], place.blocks, place.slots)
     return found
 
@@ -175,13 +171,7 @@ def _scatter(
 ) -> None:
     group = plan.consumer
     for runs in part.scatter:
-        view = field_view(
-            regions[part.consumer_rank][runs.field.region],
-            runs,
-            group.num_layers,
-            group.block_size,
-            place.num_blocks,
-        )
+        view = runs_view(regions[part.consumer_rank][runs.field.region], runs, group, place.num_blocks)
         scatter_rows(view[layers], place.blocks, place.slots, rows[runs.field.name])
 
 

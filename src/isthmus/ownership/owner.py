@@ -21,7 +21,7 @@ from isthmus.core.errors import (
     TransferFailed,
 )
 from isthmus.core.ids import HandoffId, Incarnation, WorkerId
-from isthmus.core.limits import WORKERS_MAX
+from isthmus.core.limits import INCARNATIONS_LOST_MAX
 from isthmus.ownership.accounts import Count
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
 from isthmus.ownership.ledger import Ledger
@@ -56,8 +56,6 @@ def nothing_to_stop(handoff: HandoffId) -> None:
 StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
 EventT = TypeVar("EventT")
 
-_LOST_INCARNATIONS_MAX = 16 * WORKERS_MAX
-
 
 class Owner(Generic[StateT, EventT]):
     """One worker's hand-offs on one side."""
@@ -85,7 +83,7 @@ class Owner(Generic[StateT, EventT]):
         self._live_max = live_max
         self._records: Records[StateT] = Records(tombstones_max)
         self._reserving: set[HandoffId] = set()
-        self._lost: Remembered[tuple[WorkerId, Incarnation]] = Remembered(_LOST_INCARNATIONS_MAX)
+        self._lost: Remembered[tuple[WorkerId, Incarnation]] = Remembered(INCARNATIONS_LOST_MAX)
         self._fenced = False
 
     def __len__(self) -> int:

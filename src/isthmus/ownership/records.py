@@ -13,15 +13,12 @@ import msgspec
 from isthmus.core.clock import Instant
 from isthmus.core.errors import Bug
 from isthmus.core.ids import HandoffId
-from isthmus.core.limits import TOMBSTONES_MAX
+from isthmus.core.limits import HANDOFFS_LOGGED_MAX, MOMENTS_PER_HANDOFF_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
 
 __all__ = ["Moment", "Record", "Records", "Remembered"]
 
-# These two bound what people look at, not what the protocol needs.
-_MOMENTS_MAX = 64
-_LOGGED_MAX = 256
 
 StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
 KeyT = TypeVar("KeyT")
@@ -42,7 +39,7 @@ class Record(Generic[StateT]):
     state: StateT
     began: Instant
     asked_to_stop: bool = False
-    timeline: deque[Moment] = field(default_factory=lambda: deque(maxlen=_MOMENTS_MAX))
+    timeline: deque[Moment] = field(default_factory=lambda: deque(maxlen=MOMENTS_PER_HANDOFF_MAX))
 
     def note(self, now: Instant, event: str) -> None:
         """Add to the timeline. A repetition (a renewal, a further read) replaces the one before it."""
@@ -78,7 +75,7 @@ class Records(Generic[StateT]):
         self._live: dict[HandoffId, Record[StateT]] = {}
         self._tombstones: OrderedDict[HandoffId, Record[StateT]] = OrderedDict()
         self._tombstones_max = tombstones_max
-        self._log: deque[Record[StateT]] = deque(maxlen=_LOGGED_MAX)
+        self._log: deque[Record[StateT]] = deque(maxlen=HANDOFFS_LOGGED_MAX)
 
     def __len__(self) -> int:
         return len(self._live)

@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.request import Request
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation, Name, Token
@@ -186,6 +186,7 @@ Message = (
     | PrefillOrder
     | PrefillReply
     | ConfirmOrder
+    | ConfirmReply
     | RenewOrder
     | AbortOrder
     | Ack

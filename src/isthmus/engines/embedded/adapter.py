@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isthmus.core.clock import Clock, Instant, SystemClock
 from isthmus.core.errors import Lost, TransferFailed
-from isthmus.core.ids import BlockId, HandoffId, RegionId, RequestId
+from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId, RequestId
 from isthmus.core.waiting import in_thread
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.embedded.engine import EmbeddedEngine
@@ -217,7 +217,7 @@ class EmbeddedKV:
             binding,
             self._staged(plan, image),
             self._regions(),
-            offered=offered.logical_digest,
+            offered=Digest(offered.logical_digest),
         )
 
     def _staged(self, plan: TransformPlan, image: Mapping[RegionId, memoryview]) -> list[list[Tensor]]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid
 from isthmus.core.limits import BLOCK_SIZE_TOKENS_MAX, BLOCKS_PER_POOL_MAX, TOKENS_PER_REQUEST_MAX, TP_SIZE_MAX
 from isthmus.engines.embedded.shape import ModelShape
-from isthmus.state.encoding import StorageDtype
 from isthmus.state.representation import (
     GroupKind,
     GroupRepresentation,
@@ -23,18 +23,9 @@ from isthmus.state.representation import (
 )
 from isthmus.state.runtime_kv_state import KVRepresentation
 
-__all__ = ["EmbeddedConfig", "KVCacheDtype", "config_of", "context_length_of", "representation_of"]
+__all__ = ["EmbeddedConfig", "config_of", "context_length_of", "representation_of"]
 
-KVCacheDtype = Literal["float32", "bfloat16", "float16", "fp8_e4m3", "int8_per_token_head"]
-
-_STORAGE: dict[str, StorageDtype] = {
-    "float32": StorageDtype.F32,
-    "bfloat16": StorageDtype.BF16,
-    "float16": StorageDtype.F16,
-    "fp8_e4m3": StorageDtype.F8_E4M3FN,
-    "int8_per_token_head": StorageDtype.I8,
-}
-_LAYOUT_ALIASES = {"NHD": Layout.LBNHC, "HND": Layout.LBHNC}
+RULES = engine_rules("embedded")
 
 
 class EmbeddedConfig(BaseModel):
@@ -48,7 +39,7 @@ class EmbeddedConfig(BaseModel):
     step_tokens: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 32
     context_length: Annotated[int, Field(ge=1, le=TOKENS_PER_REQUEST_MAX)] | None = None
     num_blocks: Annotated[int, Field(ge=1, le=BLOCKS_PER_POOL_MAX)] = 1024
-    kv_cache_dtype: KVCacheDtype = "bfloat16"
+    kv_cache_dtype: str = "bfloat16"
     kv_layout: Layout = Layout.LBNHC
     kv_order: KvOrder = KvOrder.KV_OUTER
     scale_location: ScaleLocation = ScaleLocation.INLINE
@@ -58,8 +49,17 @@ class EmbeddedConfig(BaseModel):
 
     @field_validator("kv_layout", mode="before")
     @classmethod
-    def _layout_alias(cls, value: object) -> object:
-        return _LAYOUT_ALIASES.get(value, value) if isinstance(value, str) else value
+    def _layout(cls, value: object) -> object:
+        if isinstance(value, str) and value not in RULES.layouts:
+            raise ValueError(f"wanted one of {', '.join(RULES.layouts)}")
+        return RULES.layouts[value] if isinstance(value, str) else value
+
+    @field_validator("kv_cache_dtype")
+    @classmethod
+    def _dtype(cls, value: str) -> str:
+        if value not in RULES.kv_cache_dtypes:
+            raise ValueError(f"wanted one of {', '.join(RULES.kv_cache_dtypes)}")
+        return value
 
 
 def config_of(fields: dict[str, Any]) -> EmbeddedConfig:
@@ -97,11 +97,13 @@ def representation_of(config: EmbeddedConfig, shape: ModelShape) -> KVRepresenta
     Raises:
         ConfigInvalid: the fields do not fit each other or the model (`tp_size` must divide the KV heads, for one).
     """
-    storage = _STORAGE[config.kv_cache_dtype]
-    quant = None
-    if storage is StorageDtype.I8:
-        quant = Quant(granularity="token_head", scale_dtype=StorageDtype.F32, scale_location=config.scale_location)
+    cache = RULES.kv_cache_dtypes[config.kv_cache_dtype]
     try:
+        quant = None
+        if cache.granularity is not None and cache.scale_dtype is not None:
+            quant = Quant(
+                granularity=cache.granularity, scale_dtype=cache.scale_dtype, scale_location=config.scale_location
+            )
         group = GroupRepresentation(
             kind=GroupKind.FULL_ATTENTION,
             layer_start=0,
@@ -112,7 +114,7 @@ def representation_of(config: EmbeddedConfig, shape: ModelShape) -> KVRepresenta
             block_size=config.block_size,
             layout=config.kv_layout,
             kv_order=config.kv_order,
-            storage_dtype=storage,
+            storage_dtype=cache.storage_dtype,
             quant=quant,
         )
         return KVRepresentation(groups=(group,), partition=Partition(tp_size=config.tp_size))

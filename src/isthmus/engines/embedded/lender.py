@@ -49,5 +49,5 @@ def lender_of(pool: PagedPool) -> Lender:
     return HostLender(
         tuple(region.shape for region in pool.regions),
         pool.num_blocks,
-        {region.id: memoryview(region.data.numpy()) for region in pool.regions},
+        {region.id: region.data.numpy().data for region in pool.regions},
     )

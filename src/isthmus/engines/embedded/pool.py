@@ -15,6 +15,7 @@ from torch import Tensor
 from isthmus.core.errors import Unsupported
 from isthmus.core.ids import RegionId
 from isthmus.kernels.torch_codec import decode_rows, encode_rows
+from isthmus.kernels.torch_views import field_view
 from isthmus.state.addressing import FieldAddress, RegionShape, ShardAddressing, address_shards
 from isthmus.state.runtime_kv_state import KVRepresentation
 
@@ -22,8 +23,6 @@ __all__ = ["Allocate", "EncodedRows", "PagedPool", "PoolRegion"]
 
 Allocate = Callable[[int], Any]
 """Given a size in bytes, a writable buffer of at least that size (a bytearray, a shared memory's `buf`)."""
-
-_UNITS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,23 +138,14 @@ class PagedPool:
         return words.view(torch.uint8)
 
     def _view(self, shard: ShardAddressing, field: FieldAddress, data: Tensor) -> _FieldView:
-        strides = [
-            stride.at(self.num_blocks)
-            for stride in (field.layer_stride, field.block_stride, field.token_stride, field.head_stride)
-        ]
-        offset = field.offset.at(self.num_blocks)
-        numbers = (*strides, offset, field.row_bytes)
-        size, dtype = next((size, dtype) for size, dtype in _UNITS if all(n % size == 0 for n in numbers))
-        words = data.view(dtype).as_strided(
-            (
-                self.group.num_layers,
-                self.num_blocks,
-                self.group.block_size,
-                shard.head_stop - shard.head_start,
-                field.row_bytes // size,
-            ),
-            (*(stride // size for stride in strides), 1),
-            offset // size,
+        words = field_view(
+            data,
+            field,
+            layers=self.group.num_layers,
+            num_blocks=self.num_blocks,
+            block_size=self.group.block_size,
+            head=0,
+            num_heads=shard.head_stop - shard.head_start,
         )
         return _FieldView(name=field.name, head_start=shard.head_start, head_stop=shard.head_stop, words=words)
 

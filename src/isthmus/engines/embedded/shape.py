@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid, Unsupported
 from isthmus.state.identity import ModelLineage, RopeState
 
-__all__ = ["FAMILIES", "REVISION_FIELD", "ModelShape", "read_model_shape"]
+__all__ = ["REVISION_FIELD", "ModelShape", "read_model_shape"]
 
-FAMILIES = ("llama", "qwen2", "qwen3")
 REVISION_FIELD = "isthmus_revision"
-
-# Rotary scalings whose frequencies are fixed. `dynamic` and `longrope` change them with the longest sequence in the
-# batch, so that a request's KV would depend on its neighbours.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+RULES = engine_rules("embedded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +40,10 @@ def read_model_shape(path: Path) -> ModelShape:
     """
     fields = _read_config(path)
     model_type = str(fields.get("model_type"))
-    if model_type not in FAMILIES:
-        raise Unsupported(f"model: got model_type {model_type!r}, wanted one of {', '.join(FAMILIES)}", field="model")
+    if model_type not in RULES.model_types:
+        raise Unsupported(
+            f"model: got model_type {model_type!r}, wanted one of {', '.join(RULES.model_types)}", field="model"
+        )
     if fields.get("use_sliding_window") or "sliding_attention" in (fields.get("layer_types") or ()):
         raise Unsupported(
             f"model: {path.name} has sliding windows, wanted full attention in every layer", field="model"
@@ -100,8 +99,10 @@ def _rope(fields: dict[str, Any], head_dim: int) -> RopeState:
     theta = record.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
     rope_type = record.pop("rope_type", None) or record.pop("type", None) or "default"
     record.pop("type", None)
-    if rope_type not in _ROPE_TYPES:
-        raise Unsupported(f"model: got rope_type {rope_type!r}, wanted one of {', '.join(_ROPE_TYPES)}", field="model")
+    if rope_type not in RULES.rope_types:
+        raise Unsupported(
+            f"model: got rope_type {rope_type!r}, wanted one of {', '.join(RULES.rope_types)}", field="model"
+        )
     scaling = ""
     if rope_type != "default":
         canonical = json.dumps({"rope_type": rope_type, **record}, sort_keys=True)

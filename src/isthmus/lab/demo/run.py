@@ -117,7 +117,8 @@ async def _ask(
         "return_token_ids": True,
     }
     start, first = clock.now(), None
-    request_id, text, tokens = "", "", []
+    request_id, text = "", ""
+    tokens: list[int] = []
     headers = {"x-isthmus-consumer": consumer}
     async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
         if response.status_code != 200:

@@ -7,7 +7,7 @@ from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
@@ -16,7 +16,7 @@ __all__ = ["Peers", "RemoteProducer"]
 
 CONNECT_DEADLINE = Duration.of_seconds(5)
 
-Answer = TypeVar("Answer", PrefillReply, Ack)
+Answer = TypeVar("Answer", PrefillReply, ConfirmReply, Ack)
 
 
 class RemoteProducer:
@@ -28,8 +28,8 @@ class RemoteProducer:
     async def prefill(self, order: PrefillOrder) -> PrefillReply:
         return await self._ask(order, PrefillReply)
 
-    async def confirm(self, order: ConfirmOrder) -> None:
-        await self._ask(order, Ack)
+    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
+        return await self._ask(order, ConfirmReply)
 
     async def renew(self, order: RenewOrder) -> None:
         await self._ask(order, Ack)

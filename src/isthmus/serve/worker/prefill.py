@@ -60,7 +60,7 @@ class PrefillService:
             case PrefillOrder():
                 return await self._side.prefill(message)
             case ConfirmOrder():
-                await self._side.confirm(message)
+                return await self._side.confirm(message)
             case RenewOrder():
                 await self._side.renew(message)
             case AbortOrder():

@@ -1,0 +1,44 @@
+"""Strided views on flat regions: the address formula of `state.addressing`, as torch sees it."""
+
+import torch
+from torch import Tensor
+
+from isthmus.state.addressing import FieldAddress
+
+__all__ = ["field_view"]
+
+_UNITS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
+
+
+def field_view(
+    region: Tensor,
+    field: FieldAddress,
+    *,
+    layers: int,
+    num_blocks: int,
+    block_size: int,
+    head: int,
+    num_heads: int,
+) -> Tensor:
+    """One field of the heads [head, head + num_heads) of a shard.
+
+    Args:
+        region: flat uint8, dense: [outer * num_blocks * block_bytes].
+
+    Returns:
+        A view [layers, num_blocks, block_size, num_heads, units], in the widest integer unit that divides every
+        stride, so that gathers and scatters move words and not bytes.
+    """
+    strides = [
+        stride.at(num_blocks)
+        for stride in (field.layer_stride, field.block_stride, field.token_stride, field.head_stride)
+    ]
+    offset = field.offset.at(num_blocks) + head * strides[3]
+    measures = (*strides, offset, field.row_bytes, region.numel())
+    width, dtype = next((width, dtype) for width, dtype in _UNITS if all(measure % width == 0 for measure in measures))
+    units = region.view(dtype)
+    return units.as_strided(
+        (layers, num_blocks, block_size, num_heads, field.row_bytes // width),
+        (*(stride // width for stride in strides), 1),
+        units.storage_offset() + offset // width,
+    )
