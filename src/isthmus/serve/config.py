@@ -35,12 +35,17 @@ class _Config(BaseModel):
 
 
 class GatewayConfig(_Config):
-    """Where the gateway listens: `port` for clients, `control_port` for workers."""
+    """Where the gateway listens (`port` for clients, `control_port` for workers), and how it treats requests.
+
+    `max_tokens_default` is for chats that name none. A decode worker reserves blocks for a whole answer before it
+    begins, so that it never runs out in mid-stream: an answer without a bound would keep others waiting.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     control_port: Port = 8001
     requests_in_flight_max: Annotated[int, Field(ge=1, le=REQUESTS_IN_FLIGHT_MAX)] = 512
+    max_tokens_default: Annotated[int, Field(ge=1)] = 512
     attempts_max: Annotated[int, Field(ge=1, le=16)] = 4
     worker_wait_ms: Milliseconds = 5_000
     heartbeat_ms: Milliseconds = 1_000

@@ -52,6 +52,7 @@ class Answerer:
         model: str,
         context_length: int,
         vocab_size: int,
+        max_tokens_default: int,
     ) -> None:
         self._dispatcher = dispatcher
         self._tokenizer = tokenizer
@@ -60,6 +61,7 @@ class Answerer:
         self.model = model
         self.context_length = context_length
         self._vocab_size = vocab_size
+        self._max_tokens_default = max_tokens_default
 
     def prepare(self, body: CompletionRequest | ChatRequest, headers: Mapping[str, str]) -> Prepared:
         """Tokenise and check.
@@ -81,7 +83,7 @@ class Answerer:
             )
         wanted = body.max_tokens
         if isinstance(body, ChatRequest):
-            wanted = body.max_completion_tokens or body.max_tokens or room
+            wanted = body.max_completion_tokens or body.max_tokens or min(self._max_tokens_default, room)
         if wanted is None:
             wanted = min(COMPLETION_TOKENS_DEFAULT, room)
         if wanted > room:

@@ -59,6 +59,7 @@ async def serve_gateway(config: ServeConfig, model: Path) -> None:
         model=config.served_model_name or shape.lineage.base_model,
         context_length=min(*lengths, shape.max_position_embeddings),
         vocab_size=shape.vocab_size,
+        max_tokens_default=settings.max_tokens_default,
     )
     app = build_app(answerer, control, metrics, requests_in_flight_max=settings.requests_in_flight_max)
     listening = _bind(settings.host, settings.port, "gateway.port")
