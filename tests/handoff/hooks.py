@@ -94,8 +94,9 @@ class HookedProducer:
 
     async def confirm(self, order):
         await self._hooks("confirm")
-        await self._inner.confirm(order)
+        reply = await self._inner.confirm(order)
         await self._hooks("confirmed")
+        return reply
 
     async def renew(self, order):
         await self._hooks("renew")

@@ -97,6 +97,16 @@ async def test_a_hand_off_crosses_by_every_transport(model, transport):
         await world.drained()
 
 
+async def test_the_staging_is_let_go_with_the_commit_and_not_kept_through_decode(model):
+    """`Released` lives as long as decode does; the ledger has given these bytes to others by then (I10)."""
+    async with World(model) as world:
+        released = await world.hand_off(ask(PROMPT))
+        assert world.destination_ledger.held().staging_bytes == 0
+        assert not released.installed.verified.arrived.image
+        assert released.installed.verified.arrived.wire_bytes > 0
+        world.consumer.finish(released.filled.reserved)
+
+
 def test_the_pairs_are_as_many_and_as_different_as_claimed():
     assert len({name(a) + name(b) for a, b in PAIRS}) == len(PAIRS) >= 60
     assert {(a["kv_cache_dtype"], b["kv_cache_dtype"]) for a, b in PAIRS} >= set(

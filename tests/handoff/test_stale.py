@@ -93,7 +93,7 @@ async def test_without_the_digest_confirm_alone_keeps_the_other_requests_bytes_o
 async def test_without_both_fences_the_other_requests_bytes_would_be_installed(model, monkeypatch):
     """The canary: the two tests above depend on the digest and on the confirmation, and on nothing else."""
     monkeypatch.setattr(torch_execute, "_hold", lambda *_: None)
-    monkeypatch.setattr(SourceOwner, "confirm", lambda *_, **__: None)
+    monkeypatch.setattr(SourceOwner, "confirm", lambda _self, _grant, epoch, **_: epoch)
     async with World(model, TWO_BLOCKS, {"num_blocks": 64}, faults=[Delay(duration=LATE)], transport="shm") as world:
         world.hooks.at("renew", lose)
         handing = asyncio.create_task(world.hand_off(ask(FIRST, name="first")))

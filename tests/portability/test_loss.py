@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.core.errors import ConversionOutOfBounds
@@ -25,8 +25,7 @@ from tests.state.states import GROUP
 from tests.strategies import ENCODINGS
 
 SIZE = 16
-NORMAL_MIN = 2.0**-126
-FLOATS = [StorageDtype.F32, StorageDtype.BF16, StorageDtype.F16, StorageDtype.F8_E4M3FN]
+NORMAL_MIN, F32_MAX = 2.0**-126, TRAITS[StorageDtype.F32].largest
 EVERY_PAIR = [
     pytest.param(a, b, id=f"{a[0]}-{i}>{b[0]}-{j}")
     for (i, a), (j, b) in itertools.product(enumerate(ENCODINGS), repeat=2)
@@ -89,6 +88,7 @@ def within(before: np.ndarray, after: np.ndarray, loss: LossBound) -> bool:
 
 
 @pytest.mark.parametrize(("one", "other"), EVERY_PAIR)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1 << 32), exponent=st.integers(-20, 8))
 def test_random_values_are_kept_within_the_bound(one, other, seed, exponent):
     values = np.random.default_rng(seed).normal(0, 1, (9, SIZE)) * 2.0**exponent
@@ -102,22 +102,22 @@ def test_hard_rows_are_kept_within_the_bound_or_refused_where_the_target_cannot_
     held = carry(row[None], one, one)[0]
     largest = np.abs(held).max()
     too_large = other[1] is None and largest > TRAITS[other[0]].largest * (1 + 2.0**-4)
-    # A scale below f32's normal numbers is too coarse for the bound: such a row is refused, not spoiled.
-    too_small = one[0] is not other[0] and other[1] is not None and 0 < largest < 127 * NORMAL_MIN
+    converts = one[0] is not other[0]
+    # At the ends of f32's range a scale is too coarse for the bound: such a row is refused, not spoiled.
+    no_scale = other[1] is not None and largest > 0 and not 127 * NORMAL_MIN <= largest < F32_MAX
     try:
-        result = carry(row[None], one, other)
+        before, after, loss = carry(row[None], one, other)
     except ConversionOutOfBounds:
-        assert too_large or too_small
+        assert converts
+        assert too_large or no_scale
     else:
-        assert within(*result)
-        assert not too_large
+        assert not (converts and too_large)
+        assert within(before, after, loss) if np.isfinite(largest) else np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("one", ENCODINGS[:1] + ENCODINGS[4:])
-@pytest.mark.parametrize("target", FLOATS[1:])
+@pytest.mark.parametrize("target", [StorageDtype.F16, StorageDtype.F8_E4M3FN])
 def test_a_value_beyond_the_targets_range_is_refused_and_never_wraps_or_saturates(one, target):
-    if target is StorageDtype.BF16:
-        pytest.skip("has f32's own range")
     largest = TRAITS[target].largest
     for factor in (1.1, 2.0, 1e3, 1e10, -1.1, -1e10):
         with pytest.raises(ConversionOutOfBounds) as caught:

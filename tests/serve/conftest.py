@@ -1,5 +1,6 @@
 """Fleets of real processes, one at a time: the machine has two cores."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from isthmus.engines.embedded.prepare import prepare_smollm2
+from tests.engines.models import save_tiny
 from tests.serve.fleet import Fleet
 from tests.serve.reference import Reference, answer_alone
 from tests.serve.shapes import PAIR, QUAD, deployment_of
@@ -48,6 +50,17 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_model(smollm2, tmp_path_factory) -> Path:
+    """A tiny random Llama with SmolLM2's tokenizer."""
+    folder = save_tiny(
+        "llama", tmp_path_factory.mktemp("models") / "other", vocab_size=49152, max_position_embeddings=1024
+    )
+    for file in smollm2.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference(smollm2) -> tuple[Reference, ...]:
     return answer_alone(smollm2)
 
@@ -72,6 +85,15 @@ async def pair(fleets) -> Fleet:
 async def quad(fleets) -> Fleet:
     """Two prefill and two decode workers, no two alike."""
     return await fleets.use(QUAD)
+
+
+def pytest_collection_modifyitems(items):
+    """Those of one fleet together, so that each is started once; else as they came."""
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    slots = [items.index(item) for item in ours]
+    ours.sort(key=lambda item: ("pair" in item.fixturenames) + 2 * ("quad" in item.fixturenames))
+    for slot, item in zip(slots, ours, strict=True):
+        items[slot] = item
 
 
 @pytest.hookimpl(wrapper=True)

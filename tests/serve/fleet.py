@@ -118,7 +118,8 @@ class Fleet:
         try:
             ledgers = await eventually(quiet, "no hand-off is live", seconds=seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{yaml.safe_dump(await self.ledgers())[:6000]}") from None
+            live = {name: ledger.get("live", ledger) for name, ledger in (await self.ledgers()).items()}
+            raise AssertionError(f"still held after {seconds} s:\n{yaml.safe_dump(live)[:6000]}") from error
         for ledger in ledgers.values():
             assert ledger["blocks"]["free"] == ledger["blocks"]["total"]
             assert ledger["blocks"]["staging_bytes"] == 0

@@ -1,4 +1,4 @@
-"""The deployments that tests run on. KV is bfloat16 everywhere, so that every pair is lossless and answers are exact."""
+"""The deployments that tests run on. KV is bfloat16 everywhere: every pair is lossless, and every answer exact."""
 
 from pathlib import Path
 from typing import Any

@@ -29,7 +29,7 @@ async def test_workers_release_everything_and_join_the_next_gateway_by_themselve
 
 
 async def test_a_worker_that_dies_with_the_gateway_leaves_nothing_held(quad, reference):
-    """Nobody is told of its death: the next gateway has never known it. What it held ends by its lease or connection."""
+    """Nobody is told of its death: the next gateway has never known it. Its lease ends, or its connection did."""
     model = await quad.model()
     streams = [ask(quad.client, model, i, one.prompt, max_tokens=24) for i, one in enumerate(reference)]
     for stream in streams[:4]:

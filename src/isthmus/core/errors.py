@@ -172,6 +172,6 @@ def _tree(kind: type[IsthmusError]) -> dict[str, type[IsthmusError]]:
 def error_named(code: str, message: str, *, field: str = "") -> IsthmusError:
     """The error a peer reported, as ours. An unknown code, and a peer's `Bug`, is a loss: the peer failed."""
     kind = _tree(IsthmusError).get(code)
-    if kind is None or issubclass(kind, Bug):
+    if kind is None or not issubclass(kind, Rejected | Lost):
         return Lost(f"{code}: {message}", field=field)
     return kind(message, field=field)

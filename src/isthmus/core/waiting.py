@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import DeadlineExceeded
+from isthmus.core.errors import Bug, DeadlineExceeded
 from isthmus.core.units import Duration
 
 __all__ = ["in_thread", "settle", "through", "within"]
@@ -21,17 +21,21 @@ Result = TypeVar("Result")
 
 
 async def settle(work: "asyncio.Future[Any]") -> None:
-    """Return when `work` is done; its outcome is not looked at. A cancellation that comes meanwhile is raised then."""
+    """Return when `work` is done; its outcome is not looked at. A cancellation that comes meanwhile is raised then.
+
+    Raises:
+        Bug: `work` has raised it, and the cancellation would hide it: nobody else would ever look.
+    """
     cancelled = False
     while not work.done():
         try:
             await asyncio.wait({work})
         except asyncio.CancelledError:
             cancelled = True
-    if not work.cancelled():
-        work.exception()  # marks it as seen, or asyncio reports it as never retrieved
+    # Looked at, or asyncio reports it as never retrieved.
+    error = None if work.cancelled() else work.exception()
     if cancelled:
-        raise asyncio.CancelledError
+        raise error if isinstance(error, Bug) else asyncio.CancelledError
 
 
 async def through(work: Coroutine[Any, Any, Result]) -> Result:

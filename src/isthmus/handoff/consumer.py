@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, ManifestInvalid
+from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, Lost, ManifestInvalid, Rejected
 from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import within
@@ -177,7 +177,9 @@ class ConsumerSide:
             raise
         self._owner.converted(reserved.handoff)
         self._owner.verified(reserved.handoff, ok=True)
-        return Verified(arrived=arrived, checked=checked)
+        # The image is not passed on: whoever keeps the result through decode would keep staging that the ledger frees
+        # at the commit (I10).
+        return Verified(arrived=replace(arrived, image={}), checked=checked)
 
     async def commit(self, verified: Verified, producer: "Producer") -> Installed:
         """Ask the owner whether the epoch still stands, now that the last byte is here; install only on yes (I1, I9).
@@ -250,7 +252,7 @@ class ConsumerSide:
             while True:
                 await self._clock.sleep(renewal_interval(Duration.of_ms(ownership.lease_ms)))
                 await producer.renew(order)
-        except IsthmusError:
+        except (Rejected, Lost):
             return  # the confirmation will meet the same refusal, and it is the one that decides
 
     def _tell(self, producer: "Producer", handoff: HandoffId) -> None:
@@ -260,7 +262,7 @@ class ConsumerSide:
         async def tell() -> None:
             try:
                 await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
-            except IsthmusError:
+            except (Rejected, Lost):
                 return
 
         task = asyncio.create_task(tell())

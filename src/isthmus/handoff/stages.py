@@ -66,7 +66,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """The last byte is in staging: per region a pool image of just the blocks that crossed."""
+    """The last byte is in staging: per region a pool image of just the blocks that crossed.
+
+    `image` is empty in what later stages carry: once converted, the staging is nobody's any more.
+    """
 
     planned: Planned
     image: Mapping[RegionId, memoryview]

@@ -182,7 +182,10 @@ class Channel:
 
     def _answer(self, id_: int, message: Message) -> None:
         with contextlib.suppress(PeerLost):
-            self._write(_ANSWER, id_, message)
+            try:
+                self._write(_ANSWER, id_, message)
+            except FrameInvalid as error:  # too large: the caller is answered all the same
+                self._write(_ANSWER, id_, _failure_of(error))
 
     def _write(self, kind: int, id_: int, message: Message) -> None:
         if self._closed is not None:

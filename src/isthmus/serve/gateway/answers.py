@@ -74,30 +74,12 @@ class Answerer:
             raise UnknownModel(f"model: {body.model!r} is not served here, {self.model!r} is", field="model")
         chat = isinstance(body, ChatRequest)
         prompt = self._tokenise(body)
-        room = self.context_length - len(prompt)
-        if room < 1:
-            raise ContextTooLong(
-                f"{'messages' if chat else 'prompt'}: {len(prompt)} tokens, this model's context is "
-                f"{self.context_length} tokens and must also hold the answer",
-                field="messages" if chat else "prompt",
-            )
-        wanted = body.max_tokens
-        if isinstance(body, ChatRequest):
-            wanted = body.max_completion_tokens or body.max_tokens or min(self._max_tokens_default, room)
-        if wanted is None:
-            wanted = min(COMPLETION_TOKENS_DEFAULT, room)
-        if wanted > room:
-            raise ContextTooLong(
-                f"max_tokens: {wanted}, but a prompt of {len(prompt)} tokens leaves room for {room} in a context of "
-                f"{self.context_length}",
-                field="max_tokens",
-            )
         ask = Ask(
             request_id=f"{'chatcmpl' if chat else 'cmpl'}-{self._clock.token()}",
             tenant=TENANT,
             prompt=prompt,
             sampling=Sampling(
-                max_tokens=wanted,
+                max_tokens=self._max_tokens(body, len(prompt)),
                 temperature=1.0 if body.temperature is None else body.temperature,
                 top_p=1.0 if body.top_p is None else body.top_p,
                 seed=int(self._clock.token()[:15], 16) if body.seed is None else body.seed,
@@ -143,6 +125,29 @@ class Answerer:
             self._metrics.generation_tokens.inc(len(ask.sent))
             if first is not None and len(ask.sent) > 1:
                 self._metrics.tpot.observe((self._clock.now() - first) / 1e9 / (len(ask.sent) - 1))
+
+    def _max_tokens(self, body: CompletionRequest | ChatRequest, prompt_tokens: int) -> int:
+        """How long the answer may become. Raises ContextTooLong."""
+        field, wanted = "max_tokens", body.max_tokens
+        asked, default = "prompt", COMPLETION_TOKENS_DEFAULT
+        if isinstance(body, ChatRequest):
+            asked, default = "messages", self._max_tokens_default
+            if body.max_completion_tokens is not None:
+                field, wanted = "max_completion_tokens", body.max_completion_tokens
+        room = self.context_length - prompt_tokens
+        if room < 1:
+            raise ContextTooLong(
+                f"{asked}: {prompt_tokens} tokens, this model's context is {self.context_length} tokens and must also "
+                "hold the answer",
+                field=asked,
+            )
+        if wanted is not None and wanted > room:
+            raise ContextTooLong(
+                f"{field}: {wanted}, but a prompt of {prompt_tokens} tokens leaves room for {room} in a context of "
+                f"{self.context_length}",
+                field=field,
+            )
+        return min(default, room) if wanted is None else wanted
 
     def _tokenise(self, body: CompletionRequest | ChatRequest) -> tuple[int, ...]:
         if isinstance(body, ChatRequest):

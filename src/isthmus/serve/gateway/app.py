@@ -2,19 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from isthmus.core.errors import BadInput, Bug, CapacityExceeded, IsthmusError
+from isthmus.core.errors import BadInput, Bug, CapacityExceeded, IsthmusError, Lost
 from isthmus.core.limits import HTTP_BODY_BYTES_MAX
 from isthmus.core.units import Duration
+from isthmus.core.waiting import settle
 from isthmus.serve.gateway import openai
 from isthmus.serve.gateway.answers import Answerer, Piece, Prepared
 from isthmus.serve.gateway.control import Control
@@ -25,6 +27,10 @@ from isthmus.serve.running import report_bug
 __all__ = ["build_app"]
 
 Body = CompletionRequest | ChatRequest
+Result = TypeVar("Result")
+
+CLIENT_GONE = 499  # as nginx counts it; nobody reads this answer
+LOST_RETRY_AFTER = Duration.of_seconds(1)
 
 
 def build_app(answerer: Answerer, control: Control, metrics: Metrics, *, requests_in_flight_max: int) -> Starlette:
@@ -59,7 +65,7 @@ def build_app(answerer: Answerer, control: Control, metrics: Metrics, *, request
             body = openai.parse(await _body(request), kind)
             prepared = answerer.prepare(body, request.headers)
             if body.stream:
-                return await _stream(answerer, prepared, gate, body)
+                return await _stream(request, answerer, prepared, gate, body)
             return await _whole(request, answerer, prepared, gate, body)
 
         return endpoint
@@ -120,18 +126,10 @@ async def _whole(request: Request, answerer: Answerer, prepared: Prepared, gate:
         return "".join(text), reason
 
     with gate:
-        answer = asyncio.create_task(collect())
-        gone = asyncio.create_task(_disconnected(request))
-        try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            if not answer.done():
-                answer.cancel()
-            await asyncio.wait({answer})
-    if answer.cancelled():
-        return Response(status_code=499)
-    text, reason = answer.result()
+        answer = await _while_connected(request, collect())
+    if answer is None:
+        return Response(status_code=CLIENT_GONE)
+    text, reason = answer
     ask = prepared.ask
     choice: dict[str, Any] = {"finish_reason": reason}
     if body.return_token_ids:
@@ -145,21 +143,37 @@ async def _whole(request: Request, answerer: Answerer, prepared: Prepared, gate:
     return JSONResponse(openai.response(kind, ask.request_id, prepared.created, answerer.model, choice, used))
 
 
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of `work`; or None where the client has hung up first, and `work` was cancelled and waited for."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()  # does nothing to a task that is done
+        await settle(gone)
+        await settle(task)
+    return None if task.cancelled() else task.result()
+
+
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _stream(answerer: Answerer, prepared: Prepared, gate: _Gate, body: Body) -> Response:
+async def _stream(request: Request, answerer: Answerer, prepared: Prepared, gate: _Gate, body: Body) -> Response:
     """Server-sent events. The first piece is awaited, so that a request that cannot start gets a status, not a 200."""
     pieces = answerer.answer(prepared)
+
+    async def begin() -> Piece:
+        return await anext(pieces)
+
     with ExitStack() as stack:
         stack.enter_context(gate)
-        try:
-            first = await anext(pieces)
-        except BaseException:
-            await pieces.aclose()
-            raise
+        first = await _while_connected(request, begin())
+        if first is None:
+            return Response(status_code=CLIENT_GONE)
         events = _events(answerer, prepared, first, pieces, body)
         return _EventStream(events, pieces, stack.pop_all())
 
@@ -217,8 +231,11 @@ def _sse(body: dict[str, Any]) -> bytes:
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, IsthmusError)
     headers = {}
-    if isinstance(error, CapacityExceeded) and error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after.seconds)))
+    retry_after = LOST_RETRY_AFTER if isinstance(error, Lost) else None
+    if isinstance(error, CapacityExceeded):
+        retry_after = error.retry_after
+    if retry_after is not None:
+        headers["retry-after"] = str(max(1, round(retry_after.seconds)))
     if isinstance(error, Bug):
         report_bug(error)
     return JSONResponse(openai.error_body(error), status_code=openai.status_of(error), headers=headers)
@@ -230,6 +247,12 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    said = BadInput(f"{request.method} {request.url.path}: no such endpoint here", field="path")
-    return JSONResponse(openai.error_body(said), status_code=status)
+    """404 and 405: say what there is."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        wanted = f"wanted {(error.headers or {}).get('Allow', '')}"
+        said = BadInput(f"method: {request.method} {request.url.path} is not served, {wanted}", field="method")
+    else:
+        there = ", ".join(route.path for route in request.app.routes)
+        said = BadInput(f"path: {request.url.path} is not served here, wanted one of {there}", field="path")
+    return JSONResponse(openai.error_body(said), status_code=error.status_code, headers=error.headers)

@@ -13,14 +13,14 @@ import structlog
 
 from isthmus.core.clock import Clock, after
 from isthmus.core.errors import (
+    BadInput,
+    Bug,
     CapacityExceeded,
-    GrantUnknown,
+    ContextTooLong,
     IsthmusError,
     Lost,
-    ManifestInvalid,
     PeerLost,
     Rejected,
-    StaleEpoch,
 )
 from isthmus.core.ids import WorkerId
 from isthmus.core.units import Duration
@@ -34,8 +34,8 @@ __all__ = ["Ask", "Dispatcher"]
 
 log = structlog.get_logger(__name__)
 
-RETRYABLE = (Lost, StaleEpoch, GrantUnknown, ManifestInvalid)
-"""What another attempt may mend: the world failed, or a hand-off ended under it."""
+FINAL = (Bug, BadInput, ContextTooLong)
+"""What no other attempt can mend. All else is between workers: one is lost, or full, or refuses the other's word."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +99,9 @@ class Dispatcher:
                         yield event
                         if event.finish_reason is not None:
                             return
-            except (*RETRYABLE, CapacityExceeded) as error:
+            except IsthmusError as error:
+                if isinstance(error, FINAL):
+                    raise
                 ask.attempts += 1
                 log.warning(
                     "attempt_failed",
@@ -114,7 +116,7 @@ class Dispatcher:
                 self._metrics.attempts_failed.labels(error.code).inc()
                 full = isinstance(error, CapacityExceeded) and avoid >= {consumer.worker}
                 if ask.attempts >= self._attempts_max or full:
-                    raise
+                    raise _given_up(error) from error
                 avoid |= {producer.worker, consumer.worker}
 
     async def _attempt(self, ask: Ask, producer: Seat, consumer: Seat) -> AsyncGenerator[TokenEvent]:
@@ -185,6 +187,13 @@ class Dispatcher:
         if chosen is None:
             raise Rejected("placement: no prefill worker's KV can be read by any decode worker here", field="placement")
         return self._registry.seat(chosen[0]), self._registry.seat(chosen[1])
+
+
+def _given_up(error: IsthmusError) -> IsthmusError:
+    """What to tell the client: that a worker refuses what another says is no fault of the request's."""
+    if isinstance(error, Lost | CapacityExceeded):
+        return error
+    return Lost(f"{error.code}: {error}", field=error.field)
 
 
 def _cancel(consumer: Seat, request: Request) -> None:

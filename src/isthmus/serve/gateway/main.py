@@ -82,6 +82,7 @@ def _bind(host: str, port: int, field: str) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # two that are bound and do not listen yet may share a port; that must not show only later
     except OSError as error:
         bound.close()
         said = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from isthmus.core.errors import BadInput, CapacityExceeded, IsthmusError, Lost, Rejected
 from isthmus.core.limits import MESSAGES_PER_CHAT_MAX, STOP_STRINGS_MAX, TOKENS_PER_REQUEST_MAX
@@ -64,7 +64,7 @@ class CompletionRequest(_Body, frozen=True, kw_only=True):
 class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a message's content; only text is served."""
 
-    type: str
+    type: Annotated[str, Meta(pattern="^text$")]
     text: str
 
 
@@ -102,14 +102,30 @@ def parse(data: bytes, kind: type[BodyT]) -> BodyT:
         unknown = re.search(r"unknown field `(.+?)`", said)
         missing = re.search(r"missing required field `(.+?)`", said)
         if unknown:
+            said = f"unknown field; known here: {', '.join(_fields_at(kind, field))}"
             field = f"{field}.{unknown[1]}".lstrip(".")
-            said = f"unknown field; known here: {', '.join(sorted(kind.__struct_fields__))}"
         elif missing:
             field = f"{field}.{missing[1]}".lstrip(".")
             said = "missing, and required"
         raise BadInput(f"{field or 'body'}: {said}", field=field or "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"body: not JSON: {error}", field="body") from None
+
+
+def _fields_at(kind: type[_Body], path: str) -> list[str]:
+    """What the object at `path` of a body may have, `messages[0]` for one."""
+    found: tuple[inspect.Type, ...] = (inspect.type_info(kind),)
+    for part in re.findall(r"\w+", path):
+        if part.isdigit():
+            inner = [each.item_type for each in found if isinstance(each, inspect.ListType)]
+        else:
+            inner = [field.type for field in _fields(found) if field.encode_name == part]
+        found = tuple(one for each in inner for one in (each.types if isinstance(each, inspect.UnionType) else (each,)))
+    return sorted(field.encode_name for field in _fields(found))
+
+
+def _fields(types: Sequence[inspect.Type]) -> list[inspect.Field]:
+    return [field for each in types if isinstance(each, inspect.StructType) for field in each.fields]
 
 
 def response(kind: str, id_: str, created: int, model: str, choice: dict[str, Any], used: dict[str, int]) -> Any:

@@ -61,7 +61,14 @@ class Registry:
         worker = WorkerId(member.worker)
         if member.incarnation in self._fenced:
             raise IncarnationFenced(f"{worker}: this incarnation was declared dead; start anew", field="incarnation")
-        if worker in self._seats:
+        seated = self._seats.get(worker)
+        if seated is not None and seated.member.incarnation == member.incarnation:
+            # It has lost its connection before we have: what we asked of it by that one, it has given up.
+            self.drop(seated, "it connected a second time")
+            raise IncarnationFenced(
+                f"{worker}: this incarnation had a connection and lost it; start anew", field="worker"
+            )
+        if seated is not None:
             raise BadInput(f"worker: the name {worker!r} is taken by a living worker", field="worker")
         if len(self._seats) >= WORKERS_MAX:
             raise CapacityExceeded(f"workers: {WORKERS_MAX} are here already", field="workers")

@@ -9,6 +9,7 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, Lost, PeerLost
 from isthmus.core.units import Duration
+from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel, Handler, connect
 from isthmus.serve.messages import CancelRequest, Fenced, Hello, Member, Members, Message, Pulse, Welcome
 from isthmus.serve.worker.membership import Membership
@@ -83,7 +84,8 @@ class GatewayLink:
         )
         running = asyncio.create_task(channel.run())
         try:
-            welcome = await channel.call(Hello(member=self._member, schema_versions=SCHEMA_VERSIONS_SPOKEN))
+            hello = Hello(member=self._member, schema_versions=SCHEMA_VERSIONS_SPOKEN)
+            welcome = await within(self._clock, CONNECT_DEADLINE, channel.call(hello), "hello to the gateway")
             if not isinstance(welcome, Welcome):
                 raise FrameInvalid(f"hello: answered {type(welcome).__name__}, wanted Welcome", field="hello")
             self._channel = channel

@@ -3,7 +3,7 @@
 import asyncio
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import BadInput, FrameInvalid, NotAuthorised
+from isthmus.core.errors import FrameInvalid, NotAuthorised, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
@@ -72,7 +72,7 @@ class PrefillService:
     async def _greet(self, channel: Channel, hello: PeerHello) -> Message:
         """Only members are served, and only those that mean this very life of this worker."""
         if (hello.to, hello.to_incarnation) != (self._worker, self._incarnation):
-            raise BadInput(
+            raise PeerLost(
                 f"to: {hello.to} of another incarnation was meant, this is {self._worker}", field="to_incarnation"
             )
         holder = (WorkerId(hello.worker), Incarnation(hello.incarnation))

@@ -1,0 +1,139 @@
+"""The torch codec against its definition in NumPy: every pattern of bits, ties, the ends of each range."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.kernels import reference, torch_codec
+from isthmus.state.encoding import TRAITS, StorageDtype
+from tests.strategies import ENCODINGS
+
+FLOATS = [dtype for dtype, quant in ENCODINGS if quant is None]
+NARROW = [dtype for dtype in FLOATS if TRAITS[dtype].itemsize <= 2]
+QUANT = ENCODINGS[-1][1]
+
+
+def patterns(dtype: StorageDtype) -> np.ndarray:
+    """Every pattern of a narrow encoding's bits, as raw bytes [patterns * itemsize]."""
+    itemsize = TRAITS[dtype].itemsize
+    return np.arange(1 << 8 * itemsize, dtype=np.uint32).astype(f"<u{itemsize}").view(np.uint8)
+
+
+def encoded(values: np.ndarray, dtype: StorageDtype, quant=None):
+    """Both codecs' bytes and scales."""
+    with np.errstate(all="ignore"):
+        wanted, wanted_scale = reference.encode(values, dtype, quant)
+    found, scale = torch_codec.encode_rows(torch.from_numpy(values), dtype, quant)
+    return wanted, found.numpy(), wanted_scale, None if scale is None else scale.numpy()
+
+
+def decoded(raw: np.ndarray, dtype: StorageDtype) -> tuple[np.ndarray, np.ndarray]:
+    found = torch_codec.decode_rows(torch.from_numpy(raw.copy()), dtype, None).numpy()
+    return reference.decode(raw, dtype, None), found
+
+
+def assert_same_values(wanted: np.ndarray, found: np.ndarray) -> None:
+    """Bit for bit, but a NaN may carry any payload."""
+    nan = np.isnan(wanted)
+    np.testing.assert_array_equal(np.isnan(found), nan)
+    np.testing.assert_array_equal(found.view(np.uint32)[~nan], wanted.view(np.uint32)[~nan])
+
+
+def values_of(dtype: StorageDtype) -> np.ndarray:
+    """Every value of an encoding that is a number, sorted."""
+    with np.errstate(all="ignore"):
+        values = reference.decode(patterns(dtype), dtype, None)
+    return np.unique(values[np.isfinite(values)])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_every_pattern_of_bits_decodes_to_the_same_value(dtype):
+    with np.errstate(all="ignore"):
+        assert_same_values(*decoded(patterns(dtype), dtype))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_every_value_survives_being_decoded_and_encoded(dtype):
+    values = values_of(dtype)
+    for raw in encoded(values, dtype)[:2]:
+        with np.errstate(all="ignore"):
+            assert_same_values(values, reference.decode(raw, dtype, None))
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(NARROW, FLOATS)))
+def test_every_value_of_one_encoding_is_encoded_alike_in_any_other(source, target):
+    wanted, found, _, _ = encoded(values_of(source), target)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_values_halfway_and_next_to_halfway_round_alike_and_to_even(dtype):
+    values = values_of(dtype)
+    with np.errstate(all="ignore"):
+        half = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(np.float32)
+    near = np.concatenate([half, np.nextafter(half, np.float32(np.inf)), np.nextafter(half, np.float32(-np.inf))])
+    wanted, found, _, _ = encoded(near, dtype)
+    np.testing.assert_array_equal(found, wanted)
+    itemsize = TRAITS[dtype].itemsize
+    exact = half.astype(np.float64) * 2 == values[1:].astype(np.float64) + values[:-1]
+    codes = wanted.view(f"<u{itemsize}")[: len(half)][exact]
+    assert not (codes & 1).any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [np.inf, 3e38, 1e6, 500.0])
+def test_a_value_beyond_the_range_becomes_the_largest_and_never_wraps(dtype, value):
+    largest = min(value, TRAITS[dtype].largest)
+    for sign in (1, -1):
+        for raw in encoded(np.full(4, sign * value, dtype=np.float32), dtype)[:2]:
+            back = reference.decode(raw, dtype, None)
+            assert np.allclose(back, sign * largest, rtol=2.0 ** -TRAITS[dtype].significand_bits)
+            assert np.isfinite(back).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_nan_stays_one(dtype):
+    for raw in encoded(np.full(4, np.nan, dtype=np.float32), dtype)[:2]:
+        assert np.isnan(reference.decode(raw, dtype, None)).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=st.integers(0, 1 << 32))
+def test_any_bits_of_f32_are_encoded_alike(dtype, seed):
+    values = np.random.default_rng(seed).integers(0, 1 << 32, 4096, dtype=np.uint32).view(np.float32)
+    values = values[~np.isnan(values)]
+    wanted, found, _, _ = encoded(values, dtype)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@given(seed=st.integers(0, 1 << 32), exponent=st.integers(-110, 120), size=st.sampled_from([1, 3, 16, 64]))
+def test_rows_are_quantised_alike_and_within_half_a_code(seed, exponent, size):
+    values = (np.random.default_rng(seed).normal(0, 1, (64, size)) * 2.0**exponent).astype(np.float32)
+    values[::5, ::2] = 0
+    wanted, found, wanted_scale, scale = encoded(values, StorageDtype.I8, QUANT)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(scale, wanted_scale)
+    back = reference.decode(wanted, StorageDtype.I8, wanted_scale)
+    peak = np.abs(values).max(axis=-1, keepdims=True)
+    assert (np.abs(back - values) <= peak * np.float32(0.5 / 127 + 2.0**-22)).all()
+
+
+@pytest.mark.parametrize("code", range(-127, 128))
+def test_every_code_of_a_row_survives_being_decoded_and_encoded(code):
+    values = np.array([[127.0, code, -code]], dtype=np.float32) * np.float32(0.37)
+    wanted, found, wanted_scale, _ = encoded(values, StorageDtype.I8, QUANT)
+    np.testing.assert_array_equal(found, wanted)
+    assert wanted.view(np.int8).tolist() == [[127, code, -code]]
+    again, _, _, _ = encoded(reference.decode(wanted, StorageDtype.I8, wanted_scale), StorageDtype.I8, QUANT)
+    np.testing.assert_array_equal(again, wanted)
+
+
+def test_a_row_of_zeros_has_the_scale_one_and_no_code():
+    wanted, found, wanted_scale, scale = encoded(np.zeros((2, 8), dtype=np.float32), StorageDtype.I8, QUANT)
+    assert not wanted.any()
+    assert not found.any()
+    assert wanted_scale.tolist() == scale.tolist() == [1.0, 1.0]

@@ -1,0 +1,93 @@
+"""A channel of two ends in one process: every call is answered."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from isthmus.core.clock import SystemClock
+from isthmus.core.errors import CapacityExceeded, FrameInvalid, Lost, PeerLost
+from isthmus.core.limits import OFFER_BYTES_MAX
+from isthmus.core.units import Duration
+from isthmus.serve.channel import Channel, connect
+from isthmus.serve.messages import Ack, Message, Pulse, Snapshot, SnapshotOrder
+
+CLOCK = SystemClock()
+
+
+@asynccontextmanager
+async def channel_to(handle: Callable) -> AsyncIterator[Channel]:
+    """A channel to a peer that answers every call with `handle`."""
+    far: list[asyncio.Task[None]] = []
+
+    async def handler(_: Channel, message: Message) -> Message:
+        return await handle(message)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far.append(asyncio.current_task())
+        await Channel(reader, writer, CLOCK, handler=handler, posted=lambda *_: None).run()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    channel = await connect(
+        host, port, CLOCK, handler=handler, posted=lambda *_: None, peer="far", deadline=Duration.of_seconds(5)
+    )
+    running = asyncio.create_task(channel.run())
+    try:
+        yield channel
+    finally:
+        channel.close()
+        server.close()
+        await asyncio.wait([running, *far])
+
+
+async def test_an_answer_that_is_too_large_is_an_error_and_not_silence():
+    async def handle(_: Message) -> Message:
+        return Snapshot(json=b"x" * (OFFER_BYTES_MAX + 1))
+
+    async with channel_to(handle) as channel, asyncio.timeout(5):
+        with pytest.raises(FrameInvalid, match="Snapshot"):
+            await channel.call(SnapshotOrder())
+        assert not channel.closed
+
+
+async def test_errors_cross_by_name_with_field_and_retry():
+    async def handle(_: Message) -> Message:
+        raise CapacityExceeded("blocks: none", field="blocks", retry_after=Duration.of_ms(1500))
+
+    async with channel_to(handle) as channel:
+        with pytest.raises(CapacityExceeded, match="blocks: none") as full:
+            await channel.call(SnapshotOrder())
+        assert (full.value.field, full.value.retry_after) == ("blocks", Duration.of_ms(1500))
+
+
+async def test_an_unexpected_failure_of_a_handler_is_a_loss():
+    async def handle(_: Message) -> Message:
+        raise ZeroDivisionError("oops")
+
+    async with channel_to(handle) as channel:
+        with pytest.raises(Lost, match="ZeroDivisionError"):
+            await channel.call(SnapshotOrder())
+
+
+async def test_calls_under_way_fail_when_the_channel_closes_and_handlers_are_cancelled():
+    cancelled = asyncio.Event()
+
+    async def handle(_: Message) -> Message:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Ack()
+
+    async with channel_to(handle) as channel, asyncio.timeout(5):
+        call = asyncio.create_task(channel.call(SnapshotOrder()))
+        channel.post(Pulse())
+        await asyncio.sleep(0)
+        channel.close("enough")
+        with pytest.raises(PeerLost, match="enough"):
+            await call
+        with pytest.raises(PeerLost):
+            channel.post(Pulse())
+        assert channel.closed
