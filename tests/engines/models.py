@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from isthmus.engines.embedded.config import config_of
 from isthmus.engines.embedded.engine import EmbeddedEngine
-from isthmus.engines.embedded.request import EngineRequest, SamplingParams, StepOutput
+from isthmus.engines.embedded.request import EngineRequest, StepOutput
 from isthmus.engines.embedded.scheduler import Active
+from isthmus.handoff.request import Sampling
 
 VOCABULARY = 160
 DEVICE = os.environ.get("ISTHMUS_TEST_DEVICE", "cpu")
@@ -74,7 +75,7 @@ def random_prompt(length: int, seed: int) -> tuple[int, ...]:
 
 def ask(name: str, tokens: tuple[int, ...], blocks: tuple[int, ...], *, max_tokens: int = 1, **fields) -> EngineRequest:
     """A greedy request that runs to `max_tokens`."""
-    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
     return EngineRequest(request_id=name, token_ids=tokens, sampling=sampling, block_ids=blocks, **fields)
 
 

@@ -6,8 +6,9 @@ import torch
 from isthmus.core.errors import BadInput, CapacityExceeded, ContextTooLong, Lost
 from isthmus.core.ids import Digest
 from isthmus.engines.embedded.generate import generate, stream
-from isthmus.engines.embedded.request import EngineRequest, SamplingParams
+from isthmus.engines.embedded.request import EngineRequest
 from isthmus.engines.embedded.scheduler import Active, Scheduler
+from isthmus.handoff.request import Sampling
 from isthmus.kernels.torch_digest import fold, row_digests
 from isthmus.state.addressing import FIELD_NAMES
 from tests.engines.models import VOCABULARY, answer, ask, make_engine, random_prompt, run
@@ -75,11 +76,11 @@ def test_an_abort_frees_blocks_at_once_for_another_request(llama):
 def test_an_answer_ends_at_eos_or_at_its_length(llama):
     engine = make_engine(llama)
     prompt = random_prompt(9, seed=0)
-    (free,) = generate(engine, [prompt], SamplingParams(max_tokens=8, ignore_eos=True))
+    (free,) = generate(engine, [prompt], Sampling(max_tokens=8, ignore_eos=True))
     assert (free.finish_reason, len(free.token_ids)) == ("length", 8)
     object.__setattr__(engine.model, "eos_token_ids", frozenset({free.token_ids[3]}))
     stop_at = free.token_ids.index(free.token_ids[3]) + 1
-    (ended,) = generate(engine, [prompt], SamplingParams(max_tokens=8))
+    (ended,) = generate(engine, [prompt], Sampling(max_tokens=8))
     assert (ended.finish_reason, ended.token_ids) == ("stop", free.token_ids[:stop_at])
 
 
@@ -95,7 +96,7 @@ def test_an_answer_ends_at_eos_or_at_its_length(llama):
         ({"computed_tokens": 20}, BadInput, "computed_tokens"),
         ({"start": "decode", "computed_tokens": 3}, BadInput, "computed_tokens"),
         ({"sampled_before": 4}, BadInput, "sampled_before"),
-        ({"sampling": SamplingParams(max_tokens=600)}, ContextTooLong, "max_tokens"),
+        ({"sampling": Sampling(max_tokens=600)}, ContextTooLong, "max_tokens"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_by_field(llama, changes, error, field):
@@ -103,7 +104,7 @@ def test_a_request_that_cannot_be_is_refused_by_field(llama, changes, error, fie
     fields = {
         "request_id": "a",
         "token_ids": random_prompt(20, seed=1),
-        "sampling": SamplingParams(max_tokens=4),
+        "sampling": Sampling(max_tokens=4),
         "block_ids": (1, 2),
     }
     with pytest.raises(error, match=field) as caught:
@@ -149,7 +150,7 @@ def test_the_digest_is_that_of_the_rows_in_the_pool(llama, dtype):
 def test_a_sampled_answer_goes_on_elsewhere_as_if_it_had_not_moved(llama):
     engine = make_engine(llama)
     prompt = random_prompt(30, seed=6)
-    sampling = SamplingParams(temperature=1.3, top_p=0.95, seed=11, max_tokens=10, ignore_eos=True)
+    sampling = Sampling(temperature=1.3, top_p=0.95, seed=11, max_tokens=10, ignore_eos=True)
     (whole,) = generate(engine, [prompt], sampling)
     known = whole.token_ids[:4]
     engine.add(
@@ -163,9 +164,9 @@ def test_a_sampled_answer_goes_on_elsewhere_as_if_it_had_not_moved(llama):
 def test_generate_answers_more_prompts_than_fit_the_pool_at_once(llama):
     engine = make_engine(llama, num_blocks=5)
     prompts = [random_prompt(length, seed=length) for length in (3, 40, 20, 33, 1, 60)]
-    together = generate(engine, prompts, SamplingParams(max_tokens=4, ignore_eos=True), keep_kv=True)
+    together = generate(engine, prompts, Sampling(max_tokens=4, ignore_eos=True), keep_kv=True)
     for prompt, got in zip(prompts, together, strict=True):
-        (alone,) = generate(engine, [prompt], SamplingParams(max_tokens=4, ignore_eos=True), keep_kv=True)
+        (alone,) = generate(engine, [prompt], Sampling(max_tokens=4, ignore_eos=True), keep_kv=True)
         assert (got.prompt, got.token_ids, got.digest) == (prompt, alone.token_ids, alone.digest)
         assert got.kv.fields["key"].shape[:3] == (2, len(prompt) + 3, 2)
         assert all(torch.equal(got.kv.fields[name], alone.kv.fields[name]) for name in got.kv.fields)
@@ -173,7 +174,7 @@ def test_generate_answers_more_prompts_than_fit_the_pool_at_once(llama):
 
 def test_a_stream_that_is_left_lets_go_of_its_requests(llama):
     engine = make_engine(llama)
-    pieces = stream(engine, [random_prompt(5, seed=1)], SamplingParams(max_tokens=50, ignore_eos=True))
+    pieces = stream(engine, [random_prompt(5, seed=1)], Sampling(max_tokens=50, ignore_eos=True))
     next(pieces)
     pieces.close()
     assert not engine.has_work
@@ -182,4 +183,4 @@ def test_a_stream_that_is_left_lets_go_of_its_requests(llama):
 def test_a_prompt_larger_than_the_pool_is_refused(llama):
     engine = make_engine(llama, num_blocks=2)
     with pytest.raises(CapacityExceeded, match="wanted 3"):
-        generate(engine, [random_prompt(40, seed=1)], SamplingParams(max_tokens=2))
+        generate(engine, [random_prompt(40, seed=1)], Sampling(max_tokens=2))

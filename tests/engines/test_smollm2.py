@@ -8,8 +8,8 @@ import torch
 from isthmus.core.clock import SystemClock
 from isthmus.engines.embedded.generate import generate
 from isthmus.engines.embedded.prepare import SMOLLM2_NAME, prepare_smollm2
-from isthmus.engines.embedded.request import SamplingParams
 from isthmus.engines.text import load_tokenizer
+from isthmus.handoff.request import Sampling
 from tests.engines.models import ask, make_engine, run
 
 pytestmark = pytest.mark.model
@@ -29,9 +29,9 @@ def chat(tokenizer, text: str) -> tuple[int, ...]:
 def test_it_knows_the_capital_of_france_and_what_it_is(smollm2):
     engine, tokenizer = make_engine(smollm2), load_tokenizer(smollm2)
     prompt = chat(tokenizer, "What is the capital of France?")
-    (whole,) = generate(engine, [prompt], SamplingParams(max_tokens=20), tokenizer=tokenizer)
+    (whole,) = generate(engine, [prompt], Sampling(max_tokens=20), tokenizer=tokenizer)
     assert (whole.text, whole.finish_reason) == ("The capital of France is Paris.", "stop")
-    (cut,) = generate(engine, [prompt], SamplingParams(max_tokens=20), tokenizer=tokenizer, stop=[" Par"])
+    (cut,) = generate(engine, [prompt], Sampling(max_tokens=20), tokenizer=tokenizer, stop=[" Par"])
     assert (cut.text, cut.finish_reason) == ("The capital of France is", "stop")
     assert engine.model.identity.lineage.base_model == SMOLLM2_NAME
 

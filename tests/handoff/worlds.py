@@ -20,7 +20,6 @@ from isthmus.engines.embedded.engine import EmbeddedEngine
 from isthmus.engines.embedded.generate import Generated, generate
 from isthmus.engines.embedded.model import LoadedModel, load_model
 from isthmus.engines.embedded.pool import EncodedRows, PagedPool
-from isthmus.engines.embedded.request import SamplingParams
 from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import PrefillReply
@@ -36,6 +35,7 @@ from isthmus.transport.faulty import Fault
 from isthmus.transport.memory import MemoryHub
 from isthmus.transport.shm import SharedMemory
 from isthmus.transport.table import Worker, open_exporters, open_readers
+from tests.engines.models import DEVICE
 from tests.handoff.hooks import HookedEngine, HookedProducer, HookedReader, Hooks
 
 PREFILL, DECODE = WorkerId("prefill-0"), WorkerId("decode-0")
@@ -47,16 +47,16 @@ MANY = 1 << 26
 
 
 @lru_cache(maxsize=8)
-def loaded(model: Path, dtype: str) -> LoadedModel:
-    return load_model(config_of({"model": model, "dtype": dtype}))
+def loaded(model: Path, dtype: str, device: str) -> LoadedModel:
+    return load_model(config_of({"model": model, "dtype": dtype, "device": device}))
 
 
 def engine_of(model: Path, fields: dict, allocate: Callable[[int], object] = bytearray) -> EmbeddedEngine:
     """An engine whose pool is full of NaN. Models are loaded once: nobody writes to them."""
-    config = config_of({"model": model, "num_blocks": 64, "step_tokens": 16, **fields})
-    found = loaded(model, config.dtype)
+    config = config_of({"model": model, "num_blocks": 64, "step_tokens": 16, "device": DEVICE, **fields})
+    found = loaded(model, config.dtype, config.device)
     found = dataclasses.replace(found, context_length=context_length_of(config, found.shape))
-    pool = PagedPool(representation_of(config, found.shape), config.num_blocks, allocate=allocate)
+    pool = PagedPool(representation_of(config, found.shape), config.num_blocks, found.device, allocate)
     for region in pool.regions:
         region.data.fill_(0xFF)
     return EmbeddedEngine(config, found, pool)
@@ -66,7 +66,7 @@ def engine_of(model: Path, fields: dict, allocate: Callable[[int], object] = byt
 def alone(model: Path, kv_cache_dtype: str, prompt: tuple[int, ...], max_tokens: int) -> Generated:
     """What one engine alone answers, and its KV."""
     engine = engine_of(model, {"kv_cache_dtype": kv_cache_dtype})
-    return generate(engine, [prompt], SamplingParams(max_tokens=max_tokens, ignore_eos=True), keep_kv=True)[0]
+    return generate(engine, [prompt], Sampling(max_tokens=max_tokens, ignore_eos=True), keep_kv=True)[0]
 
 
 def ask(prompt: tuple[int, ...], *, name: str = "request", max_tokens: int = 5, tenant: str = TENANT) -> Request:
@@ -106,7 +106,8 @@ class World:
         self.hooks = Hooks()
         self.memory = SharedMemory(self.clock) if transport == "shm" else None
         allocate = bytearray if self.memory is None else self.memory.allocate
-        self.source_engine = engine_of(model, producer or {}, allocate)
+        host = {"device": "cpu"} if self.memory is not None else {}  # only host memory can be shared
+        self.source_engine = engine_of(model, host | (producer or {}), allocate)
         self.destination_engine = engine_of(consumer_model or model, consumer or {})
         self.source_kv = EmbeddedKV(self.source_engine, self.clock)
         self.destination_kv = EmbeddedKV(self.destination_engine, self.clock)

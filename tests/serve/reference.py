@@ -6,8 +6,8 @@ from pathlib import Path
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.embedded.engine import EmbeddedEngine
 from isthmus.engines.embedded.generate import generate
-from isthmus.engines.embedded.request import SamplingParams
 from isthmus.engines.text import load_tokenizer
+from isthmus.handoff.request import Sampling
 
 __all__ = ["ANSWER_TOKENS", "Reference", "answer_alone"]
 
@@ -42,7 +42,7 @@ def answer_alone(model: Path) -> tuple[Reference, ...]:
     engine = EmbeddedEngine.create(EmbeddedConfig(model=model, num_blocks=256))
     tokenizer = load_tokenizer(model)
     prompts = [tuple(tokenizer(text)["input_ids"]) for text in TEXTS]
-    answers = generate(engine, prompts, SamplingParams(max_tokens=ANSWER_TOKENS, ignore_eos=True))
+    answers = generate(engine, prompts, Sampling(max_tokens=ANSWER_TOKENS, ignore_eos=True))
     return tuple(
         Reference(text=text, prompt=prompt, answer=answer.token_ids)
         for text, prompt, answer in zip(TEXTS, prompts, answers, strict=True)

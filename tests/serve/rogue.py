@@ -10,7 +10,7 @@ from isthmus.core.clock import SystemClock
 from isthmus.core.units import Duration
 from isthmus.handoff.orders import Ack, PrefillOrder
 from isthmus.serve.channel import Channel, connect
-from isthmus.serve.messages import Hello, Member, Message, Snapshot, SnapshotOrder
+from isthmus.serve.messages import Hello, Member, Message, Pulse, Snapshot, SnapshotOrder
 from isthmus.state.identity import Identity
 from isthmus.state.manifest import SCHEMA_VERSIONS_SPOKEN
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -25,6 +25,12 @@ Reply = Callable[[PrefillOrder], Awaitable[Message]]
 
 async def _nothing(_: PrefillOrder) -> Message:
     return Ack()
+
+
+async def _pulse(channel: Channel) -> None:
+    while not channel.closed:
+        channel.post(Pulse())
+        await CLOCK.sleep(Duration.of_ms(200))
 
 
 class Rogue:
@@ -65,10 +71,10 @@ class Rogue:
         )
         self.channels.append(channel)
         self._running.append(asyncio.create_task(channel.run()))
-        member = await self.member(like)
-        return await channel.call(
-            Hello(member=msgspec.structs.replace(member, **changes), schema_versions=SCHEMA_VERSIONS_SPOKEN)
-        )
+        member = msgspec.structs.replace(await self.member(like), **changes)
+        welcome = await channel.call(Hello(member=member, schema_versions=SCHEMA_VERSIONS_SPOKEN))
+        self._running.append(asyncio.create_task(_pulse(channel)))
+        return welcome
 
     async def member(self, like: str) -> Member:
         """What it says of itself: what the worker `like` says, but for name, life and address."""

@@ -81,7 +81,6 @@ def _worker(config: Path, name: str, role: str, print_config: bool) -> None:
     from isthmus.core.ids import WorkerId
     from isthmus.serve.config import load_config
     from isthmus.serve.models import model_path
-    from isthmus.serve.worker.main import serve_worker
 
     loaded = load_config(config)
     if _printed(loaded, print_config):
@@ -90,6 +89,8 @@ def _worker(config: Path, name: str, role: str, print_config: bool) -> None:
     if pool is None or pool.role != role:
         named = [worker for worker, pool in loaded.workers() if pool.role == role]
         raise BadInput(f"name: no {role} worker {name!r} in {config}; there is {', '.join(named)}", field="name")
+    from isthmus.serve.worker.main import serve_worker  # the engine, and so torch: only for who means it
+
     _start_logging()
     try:
         _run(serve_worker(loaded, WorkerId(name), model_path(loaded.model)))

@@ -20,11 +20,17 @@ class Sampling(WireStruct, frozen=True, kw_only=True):
     `max_tokens` counts all tokens of the answer, those sampled on an earlier worker included.
     """
 
-    max_tokens: Annotated[int, Meta(ge=1, le=TOKENS_PER_REQUEST_MAX)]
+    max_tokens: Annotated[int, Meta(ge=1, le=TOKENS_PER_REQUEST_MAX)] = 16
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        require(1 <= self.max_tokens <= TOKENS_PER_REQUEST_MAX, "max_tokens", self.max_tokens, "1 or more")
+        require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "0 to 2")
+        require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "more than 0, up to 1")
+        require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2**63 - 1")
 
 
 class Request(WireStruct, frozen=True, kw_only=True):

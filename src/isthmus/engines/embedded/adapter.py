@@ -22,9 +22,9 @@ from isthmus.core.waiting import in_thread
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.embedded.engine import EmbeddedEngine
 from isthmus.engines.embedded.lender import lender_of
-from isthmus.engines.embedded.request import EngineRequest, SamplingParams, StepOutput
+from isthmus.engines.embedded.request import EngineRequest, StepOutput
 from isthmus.engines.embedded.runner import AsyncEngine
-from isthmus.handoff.request import Request, Sampling
+from isthmus.handoff.request import Request
 from isthmus.handoff.seams import Prefilled
 from isthmus.kernels.binding import bind
 from isthmus.kernels.report import Verified
@@ -120,7 +120,7 @@ class EmbeddedKV:
             EngineRequest(
                 request_id=RequestId(handoff),
                 token_ids=request.token_ids,
-                sampling=_params(request.sampling),
+                sampling=request.sampling,
                 block_ids=tuple(blocks),
                 sampled_before=request.sampled,
                 stop_after_prefill=True,
@@ -166,7 +166,7 @@ class EmbeddedKV:
             EngineRequest(
                 request_id=RequestId(handoff),
                 token_ids=(*request.token_ids, token),
-                sampling=_params(request.sampling),
+                sampling=request.sampling,
                 block_ids=tuple(blocks),
                 computed_tokens=len(request.token_ids),
                 sampled_before=request.sampled + 1,
@@ -238,13 +238,3 @@ class EmbeddedKV:
             [by_id[region.id] for region in shard.regions]
             for shard in address_shards(pool.group, pool.representation.partition)
         ]
-
-
-def _params(sampling: Sampling) -> SamplingParams:
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        max_tokens=sampling.max_tokens,
-        ignore_eos=sampling.ignore_eos,
-    )

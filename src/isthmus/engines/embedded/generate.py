@@ -8,8 +8,9 @@ from isthmus.core.ids import Digest, RequestId
 from isthmus.core.units import blocks_for
 from isthmus.engines.embedded.engine import EmbeddedEngine
 from isthmus.engines.embedded.pool import EncodedRows
-from isthmus.engines.embedded.request import EngineRequest, SamplingParams, StepOutput
+from isthmus.engines.embedded.request import EngineRequest, StepOutput
 from isthmus.engines.text import TextStream, Tokenizer
+from isthmus.handoff.request import Sampling
 
 __all__ = ["BlockAllocator", "Generated", "Piece", "generate", "stream"]
 
@@ -73,7 +74,7 @@ class _Running:
 def generate(
     engine: EmbeddedEngine,
     prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams | Sequence[SamplingParams],
+    sampling: Sampling | Sequence[Sampling],
     *,
     stop: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
@@ -107,7 +108,7 @@ def generate(
 def stream(
     engine: EmbeddedEngine,
     prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams | Sequence[SamplingParams],
+    sampling: Sampling | Sequence[Sampling],
     *,
     stop: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
@@ -128,7 +129,7 @@ def stream(
     """
     if stop and tokenizer is None:
         raise BadInput("stop: got stop strings without a tokenizer, wanted both", field="stop")
-    params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
+    params = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     allocator = BlockAllocator(engine.pool.num_blocks)
     waiting = list(range(len(prompts)))
     running: dict[RequestId, _Running] = {}
@@ -155,7 +156,7 @@ def _start(
     allocator: BlockAllocator,
     index: int,
     prompts: Sequence[Sequence[int]],
-    params: Sequence[SamplingParams],
+    params: Sequence[Sampling],
 ) -> tuple[RequestId, _Running] | None:
     prompt = tuple(prompts[index])
     need = blocks_for(max(1, len(prompt) + params[index].max_tokens - 1), engine.pool.group.block_size)

@@ -7,16 +7,15 @@ the last of `token_ids` is t1. So a prefilled request goes on elsewhere as
     EngineRequest(token_ids=(*prompt, t1), computed_tokens=len(prompt), start="decode", sampled_before=1, ...)
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from isthmus.core.errors import BadInput, IsthmusError
 from isthmus.core.ids import Digest, RequestId
-from isthmus.core.limits import TOKENS_PER_REQUEST_MAX
+from isthmus.handoff.request import Sampling
 from isthmus.state.identity import TokenRange
 
-__all__ = ["EngineRequest", "FinishReason", "SamplingParams", "StepOutput"]
+__all__ = ["EngineRequest", "FinishReason", "StepOutput"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -24,40 +23,6 @@ FinishReason = Literal["stop", "length"]
 def _require(condition: bool, name: str, got: object, wanted: str) -> None:
     if not condition:
         raise BadInput(f"{name}: got {got!r}, wanted {wanted}", field=name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` counts the request's whole answer.
-
-    `seed` decides every draw together with the token's number in the answer; a gateway draws one where the client
-    gives none. `ignore_eos` goes on until `max_tokens`.
-
-    Raises:
-        BadInput: a field is out of range.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    max_tokens: int = 16
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _require(
-            math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0,
-            "temperature",
-            self.temperature,
-            "0 to 2",
-        )
-        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "more than 0, up to 1")
-        _require(-(1 << 63) <= self.seed < 1 << 64, "seed", self.seed, "an integer of 64 bits")
-        _require(
-            1 <= self.max_tokens <= TOKENS_PER_REQUEST_MAX,
-            "max_tokens",
-            self.max_tokens,
-            f"1 to {TOKENS_PER_REQUEST_MAX}",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +43,7 @@ class EngineRequest:
 
     request_id: RequestId
     token_ids: tuple[int, ...]
-    sampling: SamplingParams
+    sampling: Sampling
     block_ids: tuple[int, ...]
     computed_tokens: int = 0
     sampled_before: int = 0

@@ -8,7 +8,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from isthmus.engines.embedded.request import SamplingParams
+from isthmus.handoff.request import Sampling
 
 __all__ = ["sample", "uniform"]
 
@@ -19,7 +19,7 @@ def uniform(seed: int, counter: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
-def sample(logits: Tensor, sampling: SamplingParams, counter: int) -> int:
+def sample(logits: Tensor, sampling: Sampling, counter: int) -> int:
     """Choose a token.
 
     Args:

@@ -7,8 +7,8 @@ from pathlib import Path
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.embedded.engine import EmbeddedEngine
 from isthmus.engines.embedded.generate import generate
-from isthmus.engines.embedded.request import SamplingParams
 from isthmus.engines.text import load_tokenizer
+from isthmus.handoff.request import Sampling
 
 __all__ = ["Alone", "answer_alone"]
 
@@ -32,5 +32,5 @@ def answer_alone(model: Path, prompts: Sequence[str], max_tokens: int) -> list[A
         )["input_ids"]
         for prompt in prompts
     ]
-    answers = generate(engine, chats, SamplingParams(max_tokens=max_tokens), tokenizer=tokenizer)
+    answers = generate(engine, chats, Sampling(max_tokens=max_tokens), tokenizer=tokenizer)
     return [Alone(text=answer.text, token_ids=answer.token_ids, digest=f"{answer.digest:016x}") for answer in answers]
