@@ -54,6 +54,23 @@ class Gate:
         await self.open.wait()
 
 
+async def lose() -> None:
+    """A message that never arrives."""
+    await asyncio.Event().wait()
+
+
+def times(count: int, action: Action) -> Action:
+    """Do `action` the first `count` times, and nothing after."""
+    left = [count]
+
+    async def act() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            await action()
+
+    return act
+
+
 class HookedEngine:
     """An engine whose every await passes a point."""
 

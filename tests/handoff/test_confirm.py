@@ -7,32 +7,17 @@ import pytest
 from isthmus.core.errors import DeadlineExceeded, NotAuthorised, PeerLost, StaleEpoch
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.handoff.consumer import CONFIRM_TRIES
-from isthmus.handoff.orders import ConfirmOrder, RenewOrder
+from isthmus.handoff.orders import ConfirmOrder, ConfirmReply, RenewOrder
 from isthmus.state.manifest import decode_manifest
 from tests.engines.models import random_prompt
+from tests.handoff.hooks import lose, times
 from tests.handoff.worlds import LEASE, World, alone, ask, turns, until
 
 PROMPT = random_prompt(32, seed=5)
 
 
-async def lose() -> None:
-    await asyncio.Event().wait()
-
-
 async def break_off() -> None:
     raise PeerLost("connection: closed", field="connection")
-
-
-def times(count: int, action):
-    """Do `action` the first `count` times, and nothing after."""
-    left = [count]
-
-    async def act() -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            await action()
-
-    return act
 
 
 async def with_deadlines(world: World, handing: asyncio.Task) -> None:
@@ -69,6 +54,21 @@ async def test_a_producer_that_went_silent_for_good_is_freed_by_its_reaper(model
         assert world.destination_ledger.held().blocks == 0
         assert world.source_ledger.held().grants == 2
         world.pass_time(LEASE)
+        await world.drained()
+
+
+async def test_an_owner_that_answers_for_another_epoch_than_the_one_read_installs_nothing(model):
+    """A yes is worth what it says yes to (I1)."""
+    async with World(model) as world:
+        confirm = world.side.confirm
+
+        async def other(order):
+            return ConfirmReply(epoch=(await confirm(order)).epoch + 1)
+
+        world.side.confirm = other
+        with pytest.raises(StaleEpoch):
+            await world.hand_off(ask(PROMPT))
+        assert world.installs() == 0
         await world.drained()
 
 

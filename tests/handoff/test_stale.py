@@ -5,22 +5,18 @@ import asyncio
 import pytest
 import torch
 
-from isthmus.core.errors import DigestMismatch, GrantUnknown, StaleEpoch
+from isthmus.core.errors import DigestMismatch, GrantUnknown, PeerLost, StaleEpoch
 from isthmus.core.units import Duration
 from isthmus.kernels import torch_execute
 from isthmus.ownership.producer import SourceOwner
 from isthmus.transport.faulty import Delay, When
 from tests.engines.models import random_prompt
+from tests.handoff.hooks import lose, times
 from tests.handoff.worlds import LEASE, World, alone, ask, turns, until
 
 FIRST, SECOND = random_prompt(32, seed=3), random_prompt(32, seed=4)
 TWO_BLOCKS = {"num_blocks": 2, "block_size": 16}  # room for one prompt: the second gets the blocks of the first
 LATE = LEASE * 2
-
-
-async def lose(_=None) -> None:
-    """A message that never arrives."""
-    await asyncio.Event().wait()
 
 
 async def begin(world: World, when: When) -> asyncio.Task:
@@ -134,6 +130,26 @@ async def test_renewals_keep_a_slow_transfer_alive(model):
             await turns()
         released = await handing
         assert world.hooks.seen.count("renew") >= 10
+        assert await world.decode(request, released) == alone(model, "bfloat16", FIRST, 5).token_ids
+        await world.drained()
+
+
+async def break_off() -> None:
+    raise PeerLost("connection: closed", field="connection")
+
+
+@pytest.mark.parametrize("how", [lose, break_off])
+async def test_a_renewal_that_is_lost_is_asked_again_within_the_lease(model, how):
+    request, slow = ask(FIRST), LEASE * 2
+    async with World(model, TWO_BLOCKS, faults=[Delay(duration=slow, when=When.AFTER_LAST_BYTE)]) as world:
+        world.hooks.at("renew", times(2, how))
+        handing = asyncio.create_task(world.hand_off(request))
+        await until(lambda: "copied" in world.hooks.seen)
+        for _ in range(100):
+            assert world.source_ledger.held().grants == 2
+            world.pass_time(slow / 100)
+            await turns()
+        released = await handing
         assert await world.decode(request, released) == alone(model, "bfloat16", FIRST, 5).token_ids
         await world.drained()
 

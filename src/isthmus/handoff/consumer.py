@@ -248,12 +248,17 @@ class ConsumerSide:
         order = RenewOrder(
             grant=ownership.grant, epoch=ownership.epoch, holder=self._worker, holder_incarnation=self._incarnation
         )
-        try:
-            while True:
-                await self._clock.sleep(renewal_interval(Duration.of_ms(ownership.lease_ms)))
-                await producer.renew(order)
-        except (Rejected, Lost):
-            return  # the confirmation will meet the same refusal, and it is the one that decides
+        interval = renewal_interval(Duration.of_ms(ownership.lease_ms))
+        pause = interval
+        while True:
+            await self._clock.sleep(pause)
+            try:
+                await within(self._clock, interval / 4, producer.renew(order), "renew")
+                pause = interval
+            except Lost:
+                pause = interval / 4  # it, or its answer: asked again while the lease still runs
+            except Rejected:
+                return  # the confirmation will meet the same refusal, and it is the one that decides
 
     def _tell(self, producer: "Producer", handoff: HandoffId) -> None:
         """Tell the producer, without waiting: if this is lost, its lease runs out."""

@@ -66,8 +66,7 @@ async def run_demo(model: Path, prompts: Sequence[str], *, max_tokens: int, say:
                 lossless = await _ask_all(client, served, prompts, LOSSLESS, max_tokens, say)
                 lossy = await _ask_all(client, served, prompts, LOSSY, max_tokens, say)
                 held = await _held_when_quiet(client)
-        say("asking one engine alone")
-        alone = await asyncio.to_thread(answer_alone, model, prompts, max_tokens)
+        alone = await asyncio.to_thread(answer_alone, model, prompts, max_tokens, say)
     return DemoResult(
         workers=fleet["workers"],
         pairs=fleet["pairs"],
