@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, Lost, ManifestInvalid, Rejected
@@ -12,7 +11,7 @@ from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import within
 from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder
-from isthmus.handoff.seams import KVReader
+from isthmus.handoff.seams import KVReader, Producer
 from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, Planned, Released, Reserved, Verified
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.leases import renewal_interval
@@ -21,9 +20,6 @@ from isthmus.state.addressing import RegionShape, address_shards
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
 from isthmus.transport.base import BlockRead, Endpoint, Reader, transport_name
-
-if TYPE_CHECKING:
-    from isthmus.handoff.handoff import Producer
 
 __all__ = ["ConsumerSide", "Deadlines", "Peer"]
 
@@ -104,7 +100,7 @@ class ConsumerSide:
         )
         return Reserved(placed=placed, handoff=destination.handoff, blocks=destination.blocks)
 
-    async def ask_prefill(self, reserved: Reserved, producer: "Producer") -> Filled:
+    async def ask_prefill(self, reserved: Reserved, producer: Producer) -> Filled:
         """Have the producer fill. Raises what it raises, and DeadlineExceeded."""
         order = PrefillOrder(
             handoff=reserved.handoff,
@@ -181,7 +177,7 @@ class ConsumerSide:
         # at the commit (I10).
         return Verified(arrived=replace(arrived, image={}), checked=checked)
 
-    async def commit(self, verified: Verified, producer: "Producer") -> Installed:
+    async def commit(self, verified: Verified, producer: Producer) -> Installed:
         """Ask the owner whether the epoch still stands, now that the last byte is here; install only on yes (I1, I9).
 
         Raises:
@@ -200,7 +196,7 @@ class ConsumerSide:
         self._owner.install(offered.filled.reserved.handoff, Epoch(confirmed.epoch))
         return Installed(verified=verified)
 
-    async def _confirm(self, order: ConfirmOrder, producer: "Producer") -> ConfirmReply:
+    async def _confirm(self, order: ConfirmOrder, producer: Producer) -> ConfirmReply:
         for _ in range(CONFIRM_TRIES - 1):
             try:
                 return await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
@@ -223,7 +219,7 @@ class ConsumerSide:
         return Released(filled=filled, installed=None)
 
     @asynccontextmanager
-    async def giving_up(self, reserved: Reserved, producer: "Producer") -> AsyncIterator[None]:
+    async def giving_up(self, reserved: Reserved, producer: Producer) -> AsyncIterator[None]:
         """Where the body fails, give up both sides. Reads and conversions have ended by then: they promise it."""
         try:
             yield
@@ -234,7 +230,7 @@ class ConsumerSide:
             raise
 
     @asynccontextmanager
-    async def renewing(self, planned: Planned, producer: "Producer") -> AsyncIterator[None]:
+    async def renewing(self, planned: Planned, producer: Producer) -> AsyncIterator[None]:
         """Renew the lease every third of it while the body runs."""
         renewals = asyncio.create_task(self._renew(planned, producer))
         try:
@@ -243,7 +239,7 @@ class ConsumerSide:
             renewals.cancel()
             await asyncio.wait({renewals})
 
-    async def _renew(self, planned: Planned, producer: "Producer") -> None:
+    async def _renew(self, planned: Planned, producer: Producer) -> None:
         ownership = planned.offered.state.ownership
         order = RenewOrder(
             grant=ownership.grant, epoch=ownership.epoch, holder=self._worker, holder_incarnation=self._incarnation
@@ -260,7 +256,7 @@ class ConsumerSide:
             except Rejected:
                 return  # the confirmation will meet the same refusal, and it is the one that decides
 
-    def _tell(self, producer: "Producer", handoff: HandoffId) -> None:
+    def _tell(self, producer: Producer, handoff: HandoffId) -> None:
         """Tell the producer, without waiting: if this is lost, its lease runs out."""
         order = AbortOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
 

@@ -1,24 +1,15 @@
 """One hand-off, in order. If you read one function of Isthmus, read `hand_off`."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 from isthmus.handoff.consumer import ConsumerSide
 from isthmus.handoff.describe import describe
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import PrefillReply
+from isthmus.handoff.seams import Producer
 from isthmus.handoff.stages import Placed, Released
 from isthmus.handoff.watch import Watch
 
-__all__ = ["Producer", "hand_off"]
-
-
-class Producer(Protocol):
-    """The producer as the consumer sees it: a `ProducerSide` in this process, or one behind a wire."""
-
-    async def prefill(self, order: PrefillOrder) -> PrefillReply: ...
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply: ...
-    async def renew(self, order: RenewOrder) -> None: ...
-    async def abort(self, order: AbortOrder) -> None: ...
+__all__ = ["hand_off"]
 
 
 async def hand_off(

@@ -1,17 +1,18 @@
-"""What an engine implements to take part. Anything that can do these can stand on either side."""
+"""What an engine implements to take part, and what a consumer needs of a producer. Protocols only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.request import Request
 from isthmus.kernels.report import Verified
 from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 
-__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled"]
+__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled", "Producer"]
 
 
 class Engine(Protocol):
@@ -67,3 +68,12 @@ class KVReader(Engine, Protocol):
             DigestMismatch, ConversionOutOfBounds: the bytes are in doubt.
         """
         ...
+
+
+class Producer(Protocol):
+    """The producer as the consumer sees it: a `ProducerSide` in this process, or one behind a wire."""
+
+    async def prefill(self, order: PrefillOrder) -> PrefillReply: ...
+    async def confirm(self, order: ConfirmOrder) -> ConfirmReply: ...
+    async def renew(self, order: RenewOrder) -> None: ...
+    async def abort(self, order: AbortOrder) -> None: ...
