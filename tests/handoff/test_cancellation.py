@@ -8,7 +8,7 @@ import pytest
 from isthmus.core.errors import PeerLost
 from isthmus.engines.embedded import adapter
 from tests.engines.models import random_prompt
-from tests.handoff.hooks import POINTS, Gate
+from tests.handoff.hooks import POINTS, Gate, lose
 from tests.handoff.worlds import LEASE, World, alone, ask, turns, until
 
 PROMPT = random_prompt(32, seed=6)
@@ -53,6 +53,19 @@ async def test_a_cancellation_after_any_number_of_turns_frees_both_sides(model, 
         await asyncio.wait({handing})
         if not handing.cancelled():
             world.consumer.finish(handing.result().filled.reserved)
+        await world.drained()
+
+
+@pytest.mark.parametrize("point", ["engine prefill", "engine prefilled"])
+async def test_a_cancelled_prefill_frees_its_blocks_even_where_the_abort_is_lost(model, point):
+    async with World(model) as world:
+        gate = Gate()
+        world.hooks.at(point, gate)
+        world.hooks.at("abort", lose)
+        handing = asyncio.create_task(world.hand_off(ask(PROMPT)))
+        await gate.reached.wait()
+        handing.cancel()
+        await end(handing)
         await world.drained()
 
 

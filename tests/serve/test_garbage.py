@@ -50,7 +50,7 @@ async def _send(port: int, content: bytes) -> None:
         async with asyncio.timeout(10):
             while await reader.read(4096):
                 pass
-    except ConnectionError:
+    except OSError:
         pass  # it hung up with our bytes unread
     finally:
         writer.close()
@@ -74,15 +74,21 @@ async def test_the_fleet_has_noticed_nothing(pair, reference):
 
 
 async def test_a_call_before_hello_is_refused_by_name(pair):
-    for port in _ports(pair)[:2]:
+    """Control and peer ports speak frames of calls and answers; the port for readers has frames of its own."""
+    order = {"type": "abort_handoff", "handoff": "0" * 32, "holder": "x", "holder_incarnation": "0" * 32}
+    answered = 0
+    for port in _ports(pair):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(
-            _frame(
-                [0, 7, {"type": "abort_handoff", "handoff": "0" * 32, "holder": "x", "holder_incarnation": "0" * 32}]
-            )
-        )
+        writer.write(_frame([0, 7, order]))
         async with asyncio.timeout(10):
             (length,) = struct.unpack(">I", await reader.readexactly(4))
-            kind, id_, answer = msgspec.msgpack.decode(await reader.readexactly(length))
+            answer = msgspec.msgpack.decode(await reader.readexactly(length))
         writer.close()
-        assert (kind, id_, answer["type"], answer["code"], answer["field"]) == (1, 7, "failure", "FrameInvalid", "call")
+        if isinstance(answer, list):
+            kind, id_, failure = answer
+            assert (kind, id_, failure["type"], failure["field"]) == (1, 7, "failure", "call")
+            answered += 1
+        else:
+            failure = answer
+        assert failure["code"] == "FrameInvalid"
+    assert answered == 2
