@@ -20,7 +20,6 @@ from isthmus.core.errors import (
     IsthmusError,
     Lost,
     PeerLost,
-    Rejected,
 )
 from isthmus.core.ids import WorkerId
 from isthmus.core.units import Duration
@@ -36,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 FINAL = (Bug, BadInput, ContextTooLong)
 """What no other attempt can mend. All else is between workers: one is lost, or full, or refuses the other's word."""
+
+BACKOFF = Duration.of_ms(100)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +119,8 @@ class Dispatcher:
                 if ask.attempts >= self._attempts_max or full:
                     raise _given_up(error) from error
                 avoid |= {producer.worker, consumer.worker}
+            if ask.attempts > 1:  # the first retry is at once: one worker has died and others are there
+                await self._clock.sleep(BACKOFF * 2 ** (ask.attempts - 2))
 
     async def _attempt(self, ask: Ask, producer: Seat, consumer: Seat) -> AsyncGenerator[TokenEvent]:
         request = ask.request()
@@ -185,7 +188,7 @@ class Dispatcher:
             sides.append([seat.candidate() for seat in seats])
         chosen = choose(sides[0], sides[1], self._registry.compatible, avoid=avoid)
         if chosen is None:
-            raise Rejected("placement: no prefill worker's KV can be read by any decode worker here", field="placement")
+            raise PeerLost("placement: no prefill worker's KV can be read by any decode worker here", field="placement")
         return self._registry.seat(chosen[0]), self._registry.seat(chosen[1])
 
 
