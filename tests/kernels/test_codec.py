@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.kernels import reference, torch_codec
-from isthmus.state.encoding import TRAITS, StorageDtype
+from isthmus.state.encoding import SCALE_MIN, TRAITS, StorageDtype
 from tests.strategies import ENCODINGS
 
 FLOATS = [dtype for dtype, quant in ENCODINGS if quant is None]
@@ -132,8 +132,16 @@ def test_every_code_of_a_row_survives_being_decoded_and_encoded(code):
     np.testing.assert_array_equal(again, wanted)
 
 
-def test_a_row_of_zeros_has_the_scale_one_and_no_code():
+def test_a_row_of_zeros_has_the_smallest_scale_and_no_code():
     wanted, found, wanted_scale, scale = encoded(np.zeros((2, 8), dtype=np.float32), StorageDtype.I8, QUANT)
     assert not wanted.any()
     assert not found.any()
-    assert wanted_scale.tolist() == scale.tolist() == [1.0, 1.0]
+    assert wanted_scale.tolist() == scale.tolist() == [SCALE_MIN, SCALE_MIN]
+
+
+def test_a_row_of_the_smallest_values_keeps_them_within_half_the_smallest_scale():
+    values = np.array([[2.0**-133, 2.0**-130, -(2.0**-127), 0.0]], dtype=np.float32)
+    raw, scale = reference.encode(values, StorageDtype.I8, QUANT)
+    error = np.abs(reference.decode(raw, StorageDtype.I8, scale) - values)
+    assert np.isfinite(error).all()
+    assert error.max() <= SCALE_MIN / 2

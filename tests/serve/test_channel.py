@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from isthmus.core.clock import SystemClock
+from isthmus.core.clock import ManualClock, SystemClock
 from isthmus.core.errors import CapacityExceeded, FrameInvalid, Lost, PeerLost
-from isthmus.core.limits import OFFER_BYTES_MAX
+from isthmus.core.limits import HELLO_MS_MAX, OFFER_BYTES_MAX
 from isthmus.core.units import Duration
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Ack, Message, Pulse, Snapshot, SnapshotOrder
@@ -91,3 +91,27 @@ async def test_calls_under_way_fail_when_the_channel_closes_and_handlers_are_can
         with pytest.raises(PeerLost):
             channel.post(Pulse())
         assert channel.closed
+
+
+async def test_a_connection_that_does_not_say_who_it_is_is_closed_and_one_that_has_is_not():
+    clock = ManualClock()
+    ends: list[Channel] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(Channel(reader, writer, clock, handler=None, posted=lambda *_: None))
+        ends[-1].greeted = len(ends) == 1
+        await ends[-1].serve()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    greeted, silent = [await asyncio.open_connection(host, port) for _ in range(2)]
+    async with asyncio.timeout(5):
+        while len(ends) < 2:  # noqa: ASYNC110  accepted one after the other, by the loop
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        clock.advance(Duration.of_ms(HELLO_MS_MAX))
+        assert await silent[0].read() == b""
+    assert [end.closed for end in ends] == [False, True]
+    for _, writer in (greeted, silent):
+        writer.close()
+    server.close()

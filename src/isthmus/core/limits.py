@@ -17,6 +17,7 @@ __all__ = [
     "HANDOFFS_SHOWN_MAX",
     "HEADS_MAX",
     "HEAD_SIZE_MAX",
+    "HELLO_MS_MAX",
     "HTTP_BODY_BYTES_MAX",
     "INCARNATIONS_LOST_MAX",
     "LAYERS_MAX",
@@ -59,6 +60,7 @@ CONTROL_FRAME_BYTES_MAX = 64 * KIB
 OFFER_BYTES_MAX = 4 * MIB  # a manifest, block ids and digests; also a prompt's token ids
 MANIFEST_BYTES_MAX = 1 * MIB
 CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
+HELLO_MS_MAX = 10_000  # from a connection to who it is, on the control and peer ports
 WRITE_BUFFER_BYTES_MAX = 64 * MIB  # per channel; a peer that reads slower than this is cut off
 NAME_CHARS_MAX = 256
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.limits import MANIFEST_BYTES_MAX
-from isthmus.handoff.request import Name, Request
+from isthmus.handoff.request import Name, Request, TokenId
 from isthmus.state.runtime_kv_state import Token
 from isthmus.state.structs import WireStruct
 
@@ -24,7 +24,7 @@ class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
 class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
     """The next token, and the offer; there is none where that token ended the answer (`finish_reason`)."""
 
-    token: int
+    token: TokenId
     finish_reason: Annotated[str, Meta(pattern=r"^(stop|length)\Z")] | None
     manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
     prefill_ms: float

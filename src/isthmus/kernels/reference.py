@@ -14,7 +14,7 @@ from isthmus.core.ids import Digest
 from isthmus.kernels.binding import Binding
 from isthmus.kernels.mixing import MASK64, MIX_A, MIX_B, mix64, word_keys
 from isthmus.state.addressing import FIELD_NAMES
-from isthmus.state.encoding import TRAITS, StorageDtype
+from isthmus.state.encoding import SCALE_MIN, TRAITS, StorageDtype
 from isthmus.state.plan import Runs, TransformPlan
 from isthmus.state.representation import Quant
 
@@ -38,8 +38,7 @@ NUMPY_DTYPES: dict[StorageDtype, np.dtype] = {
 def encode(values: Floats, dtype: StorageDtype, quant: Quant | None) -> tuple[Bytes, Floats | None]:
     """f32 [..., count] to uint8 [..., row_bytes] and f32 scales [...] or None."""
     if quant is not None:
-        peak = np.abs(values).max(axis=-1)
-        scale = np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
+        scale = np.maximum(np.abs(values).max(axis=-1) / np.float32(127), np.float32(SCALE_MIN))
         codes = np.clip(np.rint(values / scale[..., None]), -127, 127).astype(np.int8)
         return codes.view(np.uint8), scale
     largest = np.float32(TRAITS[dtype].largest)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from isthmus.state.encoding import TRAITS, StorageDtype
+from isthmus.state.encoding import SCALE_MIN, TRAITS, StorageDtype
 from isthmus.state.representation import Quant
 
 __all__ = ["TORCH_DTYPES", "decode_rows", "encode_rows"]
@@ -32,8 +32,7 @@ def encode_rows(values: Tensor, dtype: StorageDtype, quant: Quant | None) -> tup
     """
     values = values.to(torch.float32)
     if quant is not None:
-        peak = values.abs().amax(dim=-1)
-        scale = torch.where(peak > 0, peak / TRAITS[dtype].largest, torch.ones_like(peak))
+        scale = (values.abs().amax(dim=-1) / TRAITS[dtype].largest).clamp(min=SCALE_MIN)
         codes = torch.round(values / scale.unsqueeze(-1)).clamp_(-127, 127).to(torch.int8)
         return codes.view(torch.uint8), scale
     largest = TRAITS[dtype].largest

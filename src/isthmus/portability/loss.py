@@ -1,6 +1,6 @@
 """What a conversion may lose: a bound per pair of encodings, for elements within the target's range."""
 
-from isthmus.state.encoding import TRAITS, Traits
+from isthmus.state.encoding import SCALE_MIN, TRAITS, Traits
 from isthmus.state.plan import LossBound
 from isthmus.state.representation import GroupRepresentation
 
@@ -19,8 +19,8 @@ def loss_bound(producer: GroupRepresentation, consumer: GroupRepresentation) -> 
     if producer.storage_dtype is consumer.storage_dtype and _same_scale(producer, consumer):
         return LossBound()
     if consumer.quant is not None:
-        # Half a code, and f32 rounding of the scale, the quotient and the product.
-        return LossBound(per_row_max=0.5 / target.largest + 4 * _F32_UNIT)
+        # Half a code, and f32 rounding of the scale, the quotient and the product; half the smallest scale at least.
+        return LossBound(per_row_max=0.5 / target.largest + 4 * _F32_UNIT, absolute=SCALE_MIN / 2)
     if producer.quant is None and _holds(source, target):
         return LossBound()
     if producer.quant is not None and target.significand_bits >= 24:

@@ -22,7 +22,13 @@ from isthmus.core.errors import (
     PeerLost,
     error_named,
 )
-from isthmus.core.limits import CALLS_IN_FLIGHT_MAX, CONTROL_FRAME_BYTES_MAX, OFFER_BYTES_MAX, WRITE_BUFFER_BYTES_MAX
+from isthmus.core.limits import (
+    CALLS_IN_FLIGHT_MAX,
+    CONTROL_FRAME_BYTES_MAX,
+    HELLO_MS_MAX,
+    OFFER_BYTES_MAX,
+    WRITE_BUFFER_BYTES_MAX,
+)
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.messages import LARGE, Failure, Message
@@ -72,6 +78,7 @@ class Channel:
         self._closed: str | None = None
         self.heard_at: Instant = clock.now()
         self.peer = ""
+        self.greeted = False
 
     @property
     def closed(self) -> bool:
@@ -92,6 +99,19 @@ class Channel:
             self.close(reason)
             if self._handling:
                 await asyncio.wait(set(self._handling))
+
+    async def serve(self) -> None:
+        """As `run`, for a connection that was accepted: one that has not said who it is in time is closed."""
+        timer = asyncio.create_task(self._expect_hello())
+        try:
+            await self.run()
+        finally:
+            timer.cancel()
+
+    async def _expect_hello(self) -> None:
+        await self._clock.sleep(Duration.of_ms(HELLO_MS_MAX))
+        if not self.greeted:
+            self.close(f"no hello within {HELLO_MS_MAX} ms")
 
     async def call(self, message: Message) -> Message:
         """Send, and return the answer.

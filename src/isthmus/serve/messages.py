@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
-from isthmus.handoff.request import Request
+from isthmus.handoff.request import Request, TokenId
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation, Name, Token
 from isthmus.state.structs import WireStruct
@@ -36,7 +36,7 @@ __all__ = [
     "Welcome",
 ]
 
-Role = Annotated[str, Meta(pattern="^(prefill|decode)$")]
+Role = Annotated[str, Meta(pattern=r"^(prefill|decode)\Z")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(max_length=4096)]
 
@@ -116,8 +116,8 @@ class TokenEvent(WireStruct, frozen=True, kw_only=True, tag="token"):
     request_id: Name
     attempt: int
     index: int
-    token: int
-    finish_reason: Annotated[str, Meta(pattern="^(stop|length)$")] | None = None
+    token: TokenId
+    finish_reason: Annotated[str, Meta(pattern=r"^(stop|length)\Z")] | None = None
 
 
 class CancelRequest(WireStruct, frozen=True, kw_only=True, tag="cancel"):

@@ -7,7 +7,11 @@ To add one: a member, its row in `TRAITS`, a NumPy codec in `kernels/reference.p
 import enum
 from dataclasses import dataclass
 
-__all__ = ["TRAITS", "StorageDtype", "Traits"]
+__all__ = ["SCALE_MIN", "TRAITS", "StorageDtype", "Traits"]
+
+
+SCALE_MIN = 2.0**-126
+"""The smallest scale of a quantised row: f32's smallest normal number. A smaller one would be too coarse, or zero."""
 
 
 class StorageDtype(enum.StrEnum):

@@ -59,7 +59,7 @@ class Dequantise(WireStruct, frozen=True, kw_only=True, tag="dequantise"):
 
 
 class Quantise(WireStruct, frozen=True, kw_only=True, tag="quantise"):
-    """scale = max|row| / 127 in f32 (1 for a row of zeros), code = value / scale, rounded to even."""
+    """scale = max|row| / 127 in f32, at least `SCALE_MIN`; code = value / scale, rounded to even."""
 
     target: StorageDtype
     granularity: str

@@ -36,7 +36,7 @@ __all__ = [
     "transport_name",
 ]
 
-Token = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 
 
@@ -44,7 +44,7 @@ class PeerId(WireStruct, frozen=True, kw_only=True):
     """One life of one worker. A worker that restarts is another peer."""
 
     worker: Annotated[WorkerId, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
-    incarnation: Annotated[Incarnation, Meta(pattern="^[0-9a-f]{32}$")]
+    incarnation: Annotated[Incarnation, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class MemoryEndpoint(WireStruct, frozen=True, kw_only=True, tag="memory"):
@@ -92,7 +92,7 @@ class BlockRead(WireStruct, frozen=True, kw_only=True):
         ValueError: an invariant does not hold.
     """
 
-    grant: Annotated[GrantId, Meta(pattern="^[0-9a-f]{32}$")]
+    grant: Annotated[GrantId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     epoch: Annotated[Epoch, Meta(ge=1)]
     reader: Annotated[WorkerId, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
     regions: Annotated[tuple[RegionShape, ...], Meta(min_length=1, max_length=REGIONS_MAX)]

@@ -11,7 +11,7 @@ import structlog
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, IsthmusError, PeerLost, Rejected
-from isthmus.core.limits import HANDOFFS_REMEMBERED_MAX
+from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX, HANDOFFS_REMEMBERED_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel
@@ -57,6 +57,7 @@ class Control:
         self._heartbeat = heartbeat
         self._timeout = timeout
         self._seats: dict[Channel, Seat] = {}
+        self._connections = 0
         self._reports: dict[str, HandoffReport] = {}
 
     async def serve(self, listening: socket.socket) -> None:
@@ -71,9 +72,14 @@ class Control:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+        if self._connections >= CONNECTIONS_PER_EXPORTER_MAX:
+            channel.close("too many connections")
+            return
+        self._connections += 1
         try:
-            await channel.run()
+            await channel.serve()
         finally:
+            self._connections -= 1
             seat = self._seats.pop(channel, None)
             if seat is not None:
                 self._registry.drop(seat, "its connection closed")
@@ -82,7 +88,7 @@ class Control:
         if not isinstance(message, Hello) or channel in self._seats:
             raise FrameInvalid(f"call: got {type(message).__name__}, wanted one Hello, first", field="call")
         version = negotiate_version(message.schema_versions)
-        channel.peer = message.member.worker
+        channel.peer, channel.greeted = message.member.worker, True
         try:
             self._seats[channel] = self._registry.admit(message.member, channel)
         except Rejected as error:

@@ -64,14 +64,14 @@ class CompletionRequest(_Body, frozen=True, kw_only=True):
 class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a message's content; only text is served."""
 
-    type: Annotated[str, Meta(pattern="^text$")]
+    type: Annotated[str, Meta(pattern=r"^text\Z")]
     text: str
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A turn of a chat."""
 
-    role: Annotated[str, Meta(pattern="^(system|user|assistant|developer)$")]
+    role: Annotated[str, Meta(pattern=r"^(system|user|assistant|developer)\Z")]
     content: str | list[TextPart]
     name: str | None = None
 

@@ -62,8 +62,10 @@ class DecodeService:
             await asyncio.wait({task})
         finally:
             task.cancel()  # does nothing to a task that is done
-            await settle(task)
-            del self._tasks[key]
+            try:
+                await settle(task)
+            finally:
+                del self._tasks[key]
         if task.cancelled():
             raise Lost("request: cancelled", field="request_id")
         task.result()

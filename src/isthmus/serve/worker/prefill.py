@@ -5,6 +5,7 @@ import asyncio
 from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, NotAuthorised, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, RenewOrder
@@ -42,9 +43,12 @@ class PrefillService:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A consumer has connected."""
         channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+        if len(self._running) >= CONNECTIONS_PER_EXPORTER_MAX:
+            channel.close("too many connections")
+            return
         self._running[channel] = asyncio.current_task()
         try:
-            await channel.run()
+            await channel.serve()
         finally:
             self._holders.pop(channel, None)
             self._running.pop(channel, None)
@@ -77,7 +81,7 @@ class PrefillService:
             )
         holder = (WorkerId(hello.worker), Incarnation(hello.incarnation))
         await within(self._clock, MEMBERSHIP_DEADLINE, self._membership.wait_for(*holder), f"membership of {holder[0]}")
-        channel.peer = holder[0]
+        channel.peer, channel.greeted = holder[0], True
         self._holders[channel] = holder
         return Ack()
 
