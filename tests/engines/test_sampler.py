@@ -61,3 +61,11 @@ def test_a_tiny_top_p_is_greedy():
 def test_a_field_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: "):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_smallest_temperatures_are_greedy(temperature, top_p):
+    logits = torch.zeros(1000)
+    logits[17] = 5.0
+    assert sample(logits, Sampling(temperature=temperature, top_p=top_p), counter=0) == 17

@@ -1,10 +1,9 @@
 """The constants of the logical digest, shared by every implementation. Changing one is a new schema version."""
 
-__all__ = ["MASK64", "MIX_A", "MIX_B", "SPLIT_A", "SPLIT_B", "mix64", "signed", "word_keys"]
+__all__ = ["MASK64", "SPLIT_A", "SPLIT_B", "mix64", "signed", "word_keys"]
 
 MASK64 = (1 << 64) - 1
-MIX_A = 0x9E3779B97F4A7C15
-MIX_B = 0xD6E8FEB86659FD93
+GOLDEN = 0x9E3779B97F4A7C15
 SPLIT_A = 0xBF58476D1CE4E5B9
 SPLIT_B = 0x94D049BB133111EB
 
@@ -19,7 +18,7 @@ def mix64(value: int) -> int:
 
 def word_keys(words: int) -> list[int]:
     """The key of each 64-bit word of a row, by its index."""
-    return [mix64((index + 1) * MIX_A) for index in range(words)]
+    return [mix64((index + 1) * GOLDEN) for index in range(words)]
 
 
 def signed(value: int) -> int:

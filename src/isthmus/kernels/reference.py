@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isthmus.core.ids import Digest
 from isthmus.kernels.binding import Binding
-from isthmus.kernels.mixing import MASK64, MIX_A, MIX_B, mix64, word_keys
+from isthmus.kernels.mixing import MASK64, mix64, word_keys
 from isthmus.state.addressing import FIELD_NAMES
 from isthmus.state.encoding import SCALE_MIN, TRAITS, StorageDtype
 from isthmus.state.plan import Runs, TransformPlan
@@ -103,8 +103,7 @@ def row_hashes(
         total = 0
         for index, word_key in enumerate(keys):
             word = int.from_bytes(row[index * 8 : index * 8 + 8], "little")
-            mixed = ((word ^ word_key) * MIX_A) & MASK64
-            total += ((mixed ^ (mixed >> 32)) * MIX_B) & MASK64
+            total += mix64(word ^ word_key)
         position = (token_start + token) << 24 | (layer_start + layer) << 14 | (head_start + head) << 3 | field_index
         hashes[layer, token, head] = mix64(total + mix64(position ^ key))
     return hashes

@@ -1,8 +1,9 @@
 """Logical digests in torch, on any device. `reference.row_hashes` is the definition.
 
-Every word of a row is mixed by a bijection under its own key, the words of a row are summed, and the sum is mixed by a
-bijection under the row's position. So one wrong word, or one row in the wrong place, always changes the digest; the
-digest of a state is the sum over its rows, and does not depend on how they are laid out or split.
+Every word of a row is mixed by a strong bijection under its own key, the words of a row are summed, and the sum is
+mixed again under the row's position. So one wrong word, or one row in the wrong place, always changes the digest, and
+several do with all but a chance of 2**-64. The digest of a state is the sum over its rows, and does not depend on how
+they are laid out or split. It detects accidents, not adversaries: whoever can choose bytes can find a second preimage.
 torch has no unsigned 64-bit arithmetic: int64 wraps to the same bits.
 """
 
@@ -12,11 +13,9 @@ import torch
 from torch import Tensor
 
 from isthmus.core.ids import Digest
-from isthmus.kernels.mixing import MIX_A, MIX_B, SPLIT_A, SPLIT_B, signed, word_keys
+from isthmus.kernels.mixing import SPLIT_A, SPLIT_B, signed, word_keys
 
 __all__ = ["fold", "row_digests"]
-
-_LOW32 = 0xFFFFFFFF
 
 
 def row_digests(
@@ -34,7 +33,7 @@ def row_digests(
         raw: uint8 [L, T, H, row_bytes], the encoded rows of one field.
         field_index: the field's index in `state.addressing.FIELD_NAMES`.
         layer_start, token_start, head_start: logical position of raw[0, 0, 0].
-        key: 64-bit secret where the fabric is shared, else 0.
+        key: sets digests of one hand-off apart from another's; no secret, see above.
 
     Returns:
         int64 [T]: the sum over layers and heads of the row hashes, modulo 2**64.
@@ -43,10 +42,7 @@ def row_digests(
     words = -(-row_bytes // 8)
     if row_bytes % 8:
         raw = torch.nn.functional.pad(raw, (0, words * 8 - row_bytes))
-    mixed = raw.contiguous().view(torch.int64) ^ _keys(words, raw.device)
-    mixed = mixed.mul_(signed(MIX_A))
-    mixed ^= (mixed >> 32) & _LOW32
-    rows = mixed.mul_(signed(MIX_B)).sum(dim=-1)
+    rows = _mix(raw.contiguous().view(torch.int64) ^ _keys(words, raw.device)).sum(dim=-1)
 
     def index(start: int, extent: int, shift: int) -> Tensor:
         return torch.arange(start, start + extent, dtype=torch.int64, device=raw.device) << shift
@@ -67,9 +63,9 @@ def fold(per_token: Tensor) -> Digest:
 
 def _mix(value: Tensor) -> Tensor:
     """splitmix64's finaliser, a bijection on 64 bits. Shifts are logical: the sign bits are masked away."""
-    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * signed(SPLIT_A)
-    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * signed(SPLIT_B)
-    return value ^ ((value >> 31) & ((1 << 33) - 1))
+    value = ((value >> 30) & ((1 << 34) - 1)).bitwise_xor_(value).mul_(signed(SPLIT_A))
+    value = ((value >> 27) & ((1 << 37) - 1)).bitwise_xor_(value).mul_(signed(SPLIT_B))
+    return ((value >> 31) & ((1 << 33) - 1)).bitwise_xor_(value)
 
 
 @lru_cache(maxsize=256)

@@ -32,18 +32,16 @@ class EmbeddedEngine:
     Args:
         config: what was asked for.
         model, pool: what was made of it (`EmbeddedEngine.create` makes both).
-        digest_key: 64-bit secret of the logical digests where the fabric is shared, else 0.
     """
 
-    def __init__(self, config: EmbeddedConfig, model: LoadedModel, pool: PagedPool, *, digest_key: int = 0) -> None:
+    def __init__(self, config: EmbeddedConfig, model: LoadedModel, pool: PagedPool) -> None:
         self.config = config
         self.model = model
         self.pool = pool
-        self._digest_key = digest_key
         self._scheduler = Scheduler(config.step_tokens)
 
     @classmethod
-    def create(cls, config: EmbeddedConfig, *, allocate: Allocate = bytearray, digest_key: int = 0) -> "EmbeddedEngine":
+    def create(cls, config: EmbeddedConfig, *, allocate: Allocate = bytearray) -> "EmbeddedEngine":
         """Load the model and allocate the pool. Sets torch's thread count for the whole process.
 
         Raises:
@@ -53,7 +51,7 @@ class EmbeddedEngine:
         model = load_model(config)
         representation = representation_of(config, model.shape)
         pool = PagedPool(representation, config.num_blocks, model.device, allocate)
-        return cls(config, model, pool, digest_key=digest_key)
+        return cls(config, model, pool)
 
     @property
     def has_work(self) -> bool:
@@ -164,7 +162,6 @@ class EmbeddedEngine:
                         layer_start=self.pool.group.layer_start,
                         token_start=chunk.start,
                         head_start=0,
-                        key=self._digest_key,
                     )
                     for name, rows in stacked.items()
                 )

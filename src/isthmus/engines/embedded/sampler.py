@@ -30,7 +30,8 @@ def sample(logits: Tensor, sampling: Sampling, counter: int) -> int:
     if sampling.temperature == 0.0:
         return int(logits.argmax().item())
     # In f64 on the CPU, in one order: the same logits give the same token on every device.
-    scaled = logits.cpu().to(torch.float64) / sampling.temperature
+    scaled = logits.cpu().to(torch.float64)
+    scaled = (scaled - scaled.max()) / sampling.temperature  # the largest is 0, so that no temperature overflows
     probabilities = torch.softmax(scaled, dim=-1)
     order = None
     if sampling.top_p < 1.0:
