@@ -38,6 +38,9 @@ __all__ = ["Channel", "connect"]
 
 log = structlog.get_logger(__name__)
 
+CLOSE_GRACE = Duration.of_ms(500)
+"""How long what is written before a close, a refusal say, may take to leave."""
+
 _LENGTH = struct.Struct(">I")
 _CALL, _ANSWER, _POST = 0, 1, 2
 
@@ -144,6 +147,10 @@ class Channel:
                 answer.set_exception(self._lost())
         for task in self._handling:
             task.cancel()
+        # Once what is buffered has been sent, or at once where the peer does not read: `run` must end in any case.
+        transport = self._writer.transport
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_GRACE.seconds, transport.abort)
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.close()
 

@@ -6,14 +6,15 @@ It ends; its connections close; the others fence it and go on.
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
 from isthmus.core.errors import Bug
 
-__all__ = ["report_bug", "run_until_told"]
+__all__ = ["report_bug", "run_until_told", "supervised"]
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +22,28 @@ log = structlog.get_logger(__name__)
 def report_bug(bug: Bug) -> None:
     """End this process, from anywhere on its event loop."""
     asyncio.get_running_loop().call_exception_handler({"message": "a bug of ours", "exception": bug})
+
+
+@asynccontextmanager
+async def supervised(*works: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run `works` beside the body, until it ends. One that fails ends this process: what it watched is unwatched."""
+
+    def ended(task: "asyncio.Task[object]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            bug = error if isinstance(error, Bug) else Bug(f"{task.get_name()} died: {type(error).__name__}: {error}")
+            report_bug(bug)
+
+    tasks = [asyncio.create_task(work, name=getattr(work, "__qualname__", "task")) for work in works]
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 def run_until_told(service: Coroutine[Any, Any, None]) -> None:

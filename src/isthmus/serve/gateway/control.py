@@ -64,9 +64,9 @@ class Control:
         """Accept workers on a bound socket, and watch them, until cancelled."""
         server = await asyncio.start_server(self._accept, sock=listening)
         try:
-            async with server:
-                await self._watch()
+            await self._watch()
         finally:
+            server.close()
             for seat in self._registry.seats():
                 seat.channel.close("the gateway stops")
 

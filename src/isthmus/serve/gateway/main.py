@@ -1,6 +1,5 @@
 """The gateway's process: an HTTP server for clients and a control server for workers."""
 
-import asyncio
 import errno
 import socket
 from pathlib import Path
@@ -20,6 +19,7 @@ from isthmus.serve.gateway.control import Control
 from isthmus.serve.gateway.dispatch import Dispatcher
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry
+from isthmus.serve.running import supervised
 
 __all__ = ["serve_gateway"]
 
@@ -67,13 +67,9 @@ async def serve_gateway(config: ServeConfig, model: Path) -> None:
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, lifespan="off", access_log=False)
     )
-    watching = asyncio.create_task(control.serve(control_listening))
     log.info("gateway_listening", host=settings.host, port=settings.port, control_port=settings.control_port)
-    try:
+    async with supervised(control.serve(control_listening)):
         await server.serve(sockets=[listening])
-    finally:
-        watching.cancel()
-        await asyncio.wait({watching})
 
 
 def _bind(host: str, port: int, field: str) -> socket.socket:

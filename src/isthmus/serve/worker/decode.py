@@ -8,6 +8,7 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import BadInput, Lost
 from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.limits import TOMBSTONES_MAX
 from isthmus.core.waiting import settle, through
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.handoff.consumer import ConsumerSide
@@ -44,18 +45,27 @@ class DecodeService:
         self._worker = worker
         self._post = post
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._cancelled: dict[tuple[str, int], None] = {}
 
     def cancel(self, message: CancelRequest) -> None:
         """Nobody waits for this request any more."""
-        task = self._tasks.get((message.request_id, message.attempt))
+        key = (message.request_id, message.attempt)
+        task = self._tasks.get(key)
         if task is not None:
             task.cancel()
+            return
+        # It may overtake the call it is about, which then must not begin: calls are handled in tasks of their own.
+        self._cancelled[key] = None
+        while len(self._cancelled) > TOMBSTONES_MAX:
+            del self._cancelled[next(iter(self._cancelled))]
 
     async def generate(self, order: Generate) -> Message:
         """Answer one request; returns after its last token was posted, or raises why not."""
         key = (order.request.request_id, order.request.attempt)
         if key in self._tasks:
             raise BadInput(f"request: {key} is under way already", field="request_id")
+        if key in self._cancelled:
+            raise Lost("request: cancelled before it began", field="request_id")
         task = asyncio.create_task(self._answer(order))
         self._tasks[key] = task
         try:

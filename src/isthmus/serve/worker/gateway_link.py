@@ -12,6 +12,7 @@ from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel, Handler, connect
 from isthmus.serve.messages import CancelRequest, Fenced, Hello, Member, Members, Message, Pulse, Welcome
+from isthmus.serve.running import supervised
 from isthmus.serve.worker.membership import Membership
 from isthmus.state.manifest import SCHEMA_VERSIONS_SPOKEN
 
@@ -90,11 +91,8 @@ class GatewayLink:
                 raise FrameInvalid(f"hello: answered {type(welcome).__name__}, wanted Welcome", field="hello")
             self._channel = channel
             log.info("registered", gateway=f"{self._host}:{self._port}")
-            watch = asyncio.create_task(self._pulse(channel, welcome))
-            try:
+            async with supervised(self._pulse(channel, welcome)):
                 await asyncio.wait({running})
-            finally:
-                watch.cancel()
             log.warning("gateway_lost")
         finally:
             self._channel = None

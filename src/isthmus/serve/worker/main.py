@@ -17,6 +17,7 @@ from isthmus.ownership.protocol.drain import TransportKind
 from isthmus.serve.channel import Channel
 from isthmus.serve.config import ServeConfig
 from isthmus.serve.messages import Generate, Message
+from isthmus.serve.running import supervised
 from isthmus.serve.worker.decode import DecodeService
 from isthmus.serve.worker.membership import Membership
 from isthmus.serve.worker.peers import Peers
@@ -79,13 +80,12 @@ async def _serve_prefill(process: Process) -> None:
 
     exporters = open_exporters(process.transports, process.transport, process.engine.lender, owner)
     server = await asyncio.start_server(service.accept, process.pool.host, 0)
-    reaper = asyncio.create_task(reap_forever(process.clock, owner.lease, owner.reap))
     try:
         endpoints = [await exporter.start() for exporter in exporters.values()]
         link = process.link(called, port=server.sockets[0].getsockname()[1], endpoints=endpoints)
-        await link.run()
+        async with supervised(reap_forever(process.clock, owner.lease, owner.reap)):
+            await link.run()
     finally:
-        reaper.cancel()
         server.close()
         for exporter in exporters.values():
             await exporter.close()

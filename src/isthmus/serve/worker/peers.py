@@ -60,7 +60,7 @@ class Peers:
         """The producer of this life. Raises PeerLost where it is no member or cannot be reached."""
         key = (worker, incarnation)
         opening = self._channels.get(key)
-        if opening is None:
+        if opening is None or _over(opening):
             opening = asyncio.create_task(self._open(worker, incarnation))
             self._channels[key] = opening
         await asyncio.wait({opening})
@@ -103,6 +103,13 @@ class Peers:
             opening.result().close("its incarnation was fenced")
         else:
             opening.cancel()
+
+
+def _over(opening: asyncio.Task[Channel]) -> bool:
+    """Whether an earlier connection, or the attempt at one, has ended: then it is dialled anew."""
+    if not opening.done():
+        return False
+    return opening.cancelled() or opening.exception() is not None or opening.result().closed
 
 
 async def _refuse_call(_: Channel, message: Message) -> Message:
