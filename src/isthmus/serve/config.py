@@ -105,6 +105,10 @@ class ServeConfig(_Config):
         for index, pool in enumerate(self.pools):
             if "model" in pool.model_fields_set:
                 raise ValueError(f"pools[{index}].model: set `model` once, at the top")
+        if len(self.workers()) > WORKERS_MAX:
+            raise ValueError(f"pools: {len(self.workers())} workers in all, wanted at most {WORKERS_MAX}")
+        if self.gateway.heartbeat_timeout_ms < 2 * self.gateway.heartbeat_ms:
+            raise ValueError("gateway.heartbeat_timeout_ms: wanted at least twice heartbeat_ms")
         if self.gateway.port == self.gateway.control_port:
             raise ValueError(f"gateway.control_port: {self.gateway.control_port} is also gateway.port")
         return self
@@ -124,6 +128,8 @@ def load_config(path: Path) -> ServeConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigInvalid(f"{path}: {error.strerror}", field="config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path}: not UTF-8: {error.reason} at byte {error.start}", field="config") from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -154,7 +160,7 @@ def _overlay(raw: dict[str, Any], environment: Any) -> dict[str, Any]:
     """`ISTHMUS_GATEWAY__PORT=9000` sets `gateway: {port: 9000}`."""
     laid = dict(raw)
     for name, value in environment.items():
-        if not name.startswith("ISTHMUS_") or name in ("ISTHMUS_CACHE",):
+        if not name.startswith("ISTHMUS_") or name == "ISTHMUS_CACHE" or name.startswith("ISTHMUS_TEST_"):
             continue
         path = name.removeprefix("ISTHMUS_").lower().split("__")
         here = laid
@@ -162,7 +168,10 @@ def _overlay(raw: dict[str, Any], environment: Any) -> dict[str, Any]:
             child = here.get(part)
             here[part] = dict(child) if isinstance(child, dict) else {}
             here = here[part]
-        here[path[-1]] = yaml.safe_load(value)
+        try:
+            here[path[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigInvalid(f"{name}: {value!r} is not a YAML value", field=name) from None
     return laid
 
 

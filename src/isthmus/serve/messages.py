@@ -42,7 +42,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 
 
 class Member(WireStruct, frozen=True, kw_only=True):
-    """A worker as the registry knows it: one life, what it holds, and where it is reached."""
+    """A worker as the registry knows it: one life, what it holds, where it is reached, and by what it reads."""
 
     worker: Name
     incarnation: Token
@@ -55,6 +55,7 @@ class Member(WireStruct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
     port: Port
     endpoints: Annotated[tuple[Endpoint, ...], Meta(max_length=TP_SIZE_MAX)]
+    transports: Annotated[tuple[Name, ...], Meta(max_length=TP_SIZE_MAX)]
 
 
 class Hello(WireStruct, frozen=True, kw_only=True, tag="hello"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from isthmus.serve.config import ServeConfig, parse_config
+from isthmus.serve.config import ServeConfig, load_config
 
 __all__ = ["LOSSLESS", "LOSSY", "demo_config", "free_ports"]
 
@@ -56,7 +56,7 @@ def demo_config(model: Path, folder: Path, *, heads: int) -> tuple[ServeConfig, 
     }
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    return parse_config(raw, where=str(path)), path
+    return load_config(path), path  # as the processes read it, environment included
 
 
 def free_ports(count: int) -> list[int]:

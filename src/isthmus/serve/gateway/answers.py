@@ -5,6 +5,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from isthmus.core.clock import Clock
 from isthmus.core.errors import BadInput, ContextTooLong, UnknownModel
 from isthmus.core.ids import TenantId, WorkerId
@@ -17,6 +19,7 @@ from isthmus.serve.gateway.openai import ChatRequest, CompletionRequest
 __all__ = ["Answerer", "Piece", "Prepared"]
 
 COMPLETION_TOKENS_DEFAULT = 16  # as the OpenAI API
+TOP_P_MIN = 1e-9  # OpenAI allows 0, which means the likeliest token alone
 TENANT = TenantId("default")
 
 
@@ -62,6 +65,7 @@ class Answerer:
         self.context_length = context_length
         self._vocab_size = vocab_size
         self._max_tokens_default = max_tokens_default
+        self._token_chars_max = max(len(token) for token in tokenizer.get_vocab())
 
     def prepare(self, body: CompletionRequest | ChatRequest, headers: Mapping[str, str]) -> Prepared:
         """Tokenise and check.
@@ -81,7 +85,7 @@ class Answerer:
             sampling=Sampling(
                 max_tokens=self._max_tokens(body, len(prompt)),
                 temperature=1.0 if body.temperature is None else body.temperature,
-                top_p=1.0 if body.top_p is None else body.top_p,
+                top_p=1.0 if body.top_p is None else max(body.top_p, TOP_P_MIN),
                 seed=int(self._clock.token()[:15], 16) if body.seed is None else body.seed,
                 ignore_eos=body.ignore_eos,
             ),
@@ -152,17 +156,36 @@ class Answerer:
     def _tokenise(self, body: CompletionRequest | ChatRequest) -> tuple[int, ...]:
         if isinstance(body, ChatRequest):
             messages = [message.plain() for message in body.messages]
-            encoded = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, tokenize=True
-            )
-            return tuple(encoded["input_ids"])
+            self._bound(sum(len(message["content"]) for message in messages), "messages")
+            return self._templated(messages)
         text = body.prompt
+        self._bound(len(text) if isinstance(text, str) else 0, "prompt")
         ids = tuple(self._tokenizer(text)["input_ids"]) if isinstance(text, str) else tuple(text)
         if not ids:
             raise BadInput("prompt: got no tokens, wanted at least one", field="prompt")
         if max(ids) >= self._vocab_size:
             raise BadInput(f"prompt: token id {max(ids)}, wanted less than {self._vocab_size}", field="prompt")
         return ids
+
+    def _bound(self, characters: int, field: str) -> None:
+        """Refuse what cannot fit before it is tokenised: that takes seconds for megabytes, and others wait."""
+        most = self.context_length * self._token_chars_max
+        if characters > most:
+            raise ContextTooLong(
+                f"{field}: {characters} characters, a context of {self.context_length} tokens holds at most {most}",
+                field=field,
+            )
+
+    def _templated(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, tokenize=True
+            )
+        except (ValueError, TemplateError) as error:  # a base model has no template, and a template may refuse a role
+            raise BadInput(
+                f"messages: this model's chat template does not take them: {error}", field="messages"
+            ) from None
+        return tuple(encoded["input_ids"])
 
 
 def _pin(headers: Mapping[str, str], name: str) -> WorkerId | None:

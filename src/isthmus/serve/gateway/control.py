@@ -154,7 +154,7 @@ class Control:
                 "blocks": seat.blocks,
                 "context_length": seat.member.context_length,
                 "outstanding_tokens": seat.outstanding_tokens,
-                "transports": [endpoint.__struct_config__.tag for endpoint in seat.member.endpoints],
+                "transports": list(seat.member.transports),
                 "representation": msgspec.to_builtins(seat.member.representation),
                 "identity": msgspec.to_builtins(seat.member.identity),
             }

@@ -194,6 +194,8 @@ class Dispatcher:
 
 def _given_up(error: IsthmusError) -> IsthmusError:
     """What to tell the client: that a worker refuses what another says is no fault of the request's."""
+    if isinstance(error, CapacityExceeded) and error.retry_after is None:
+        return ContextTooLong(str(error), field=error.field)  # it can never fit: asking again will not help
     if isinstance(error, Lost | CapacityExceeded):
         return error
     return Lost(f"{error.code}: {error}", field=error.field)

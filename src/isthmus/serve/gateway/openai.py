@@ -25,23 +25,23 @@ __all__ = [
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`include_usage` adds a last chunk with the usage and no choices."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields that both endpoints share. Ranges are OpenAI's; `ignore_eos` and
+    """Fields that both endpoints share. Ranges are OpenAI's, but for `n`; `ignore_eos` and
     `return_token_ids` are vLLM's extensions.
     """
 
     model: str
     max_tokens: Annotated[int, Meta(ge=1, le=TOKENS_PER_REQUEST_MAX)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=STOP_STRINGS_MAX)] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=1)] = 1
+    n: Annotated[int, Meta(ge=1, le=1)] | None = None
     user: str | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
@@ -52,7 +52,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class CompletionRequest(_Body, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from isthmus.portability.gate import gate, refuse_unless_passed
 from isthmus.portability.verdict import Verdict, judge
 from isthmus.serve.channel import Channel
 from isthmus.serve.messages import Fenced, Member, Members
+from isthmus.transport.base import transport_name
 
 __all__ = ["Registry", "Seat"]
 
@@ -54,7 +55,7 @@ class Registry:
 
         Raises:
             IncarnationFenced: this life was declared over.
-            BadInput: the name is taken by a living worker.
+            BadInput: the name is taken by a living worker, or by a dead one that is not known to be so yet.
             GateRefused: it serves another model than the workers already here.
             CapacityExceeded: too many workers.
         """
@@ -114,7 +115,10 @@ class Registry:
         return self._verdicts[key]
 
     def compatible(self, producer: WorkerId, consumer: WorkerId) -> bool:
-        return bool(self.verdict(producer, consumer).plans)
+        """Whether KV of one may be read by the other, and they share a transport to read it by."""
+        offered = {transport_name(endpoint) for endpoint in self._seats[producer].member.endpoints}
+        shared = offered.intersection(self._seats[consumer].member.transports)
+        return bool(shared) and bool(self.verdict(producer, consumer).plans)
 
     def _announce(self) -> None:
         members = Members(members=tuple(seat.member for seat in self._seats.values()))

@@ -79,7 +79,10 @@ async def _serve_prefill(process: Process) -> None:
         return process.snapshot(owner, message)
 
     exporters = open_exporters(process.transports, process.transport, process.engine.lender, owner)
-    server = await asyncio.start_server(service.accept, process.pool.host, 0)
+    try:
+        server = await asyncio.start_server(service.accept, process.pool.host, 0)
+    except OSError as error:
+        raise ConfigInvalid(f"host: {process.pool.host}: {error.strerror or error}", field="host") from None
     try:
         endpoints = [await exporter.start() for exporter in exporters.values()]
         link = process.link(called, port=server.sockets[0].getsockname()[1], endpoints=endpoints)

@@ -76,6 +76,7 @@ class Process:
             host=self.pool.host,
             port=port,
             endpoints=tuple(endpoints),
+            transports=self.pool.transports,
         )
         return GatewayLink(
             member,
