@@ -38,6 +38,7 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0, **changes) -> Path:
             "eos_token_id": 2,
             "pad_token_id": 0,
             "tie_word_embeddings": family == "llama",
+            "isthmus_revision": "test",
             **fields,
             **changes,
         }

@@ -177,3 +177,16 @@ def test_one_bit_position_flipped_in_several_words_of_a_row_changes_its_digest(b
     flipped[..., :words] ^= np.uint64(1 << bit)
     after = torch_digest.row_digests(torch.from_numpy(flipped.view(np.uint8)), **position)
     assert not (before == after).any()
+
+
+@given(pairs(), st.integers(0, 2**32 - 1), st.sampled_from([1, 64, 200]))
+def test_working_memory_of_any_size_gives_the_same_bytes_and_digests(pair, seed, work_bytes):
+    plan, binding, (source, target), _, _ = a_case(pair, seed)
+    whole, pieces = (as_torch([[region.copy() for region in shard] for shard in target]) for _ in range(2))
+    wanted = torch_execute.execute(plan, binding, as_torch(source), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_execute, "WORK_BYTES", work_bytes)
+        assert torch_execute.execute(plan, binding, as_torch(source), pieces) == wanted
+    for shard, expected in zip(pieces, whole, strict=True):
+        for region, bytes_ in zip(shard, expected, strict=True):
+            assert torch.equal(region, bytes_)

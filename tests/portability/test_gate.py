@@ -6,6 +6,7 @@ from hypothesis import given
 
 from isthmus.core.errors import GateRefused
 from isthmus.portability.gate import gate, refuse_unless_passed
+from isthmus.state.identity import UNVERIFIED
 from tests.state.states import IDENTITY, identities
 
 # path of the field, another value of it
@@ -21,6 +22,7 @@ DIFFERENCES = [
     ("rope.style", "interleaved"),
     ("rope.scaling_digest", "ef" * 32),
     ("rope.position_origin", 1),
+    ("architecture_digest", "ef" * 32),
     ("adapter", "org/lora"),
     ("multimodal_digest", "ef" * 32),
 ]
@@ -65,6 +67,13 @@ def test_equal_identities_pass_without_an_assumption():
     assert result.passed
     assert result.assumptions == ()
     refuse_unless_passed(result)
+
+
+def test_another_precision_of_a_lineage_that_nobody_vouches_for_is_refused():
+    unverified = changed("lineage.revision", UNVERIFIED)
+    assert gate(unverified, unverified).passed  # equal weights speak for themselves
+    (mismatch,) = gate(unverified, changed("weights.dtype", "int8", unverified)).mismatches
+    assert mismatch.field == "lineage.revision"
 
 
 @pytest.mark.parametrize("digest", ["cd" * 32, IDENTITY.weights.digest])

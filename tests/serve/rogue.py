@@ -92,6 +92,7 @@ class Rogue:
             context_length=real["context_length"],
             host="127.0.0.1",
             port=self._port,
+            transports=(),
             endpoints=(TcpEndpoint(host="127.0.0.1", port=self._port, peer=peer),),
         )
 

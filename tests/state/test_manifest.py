@@ -166,7 +166,7 @@ def test_peers_take_the_highest_version_that_both_speak():
 
 def test_a_manifest_larger_than_the_bound_is_neither_written_nor_read():
     assert "wanted at most" in str(refused(bytes(MANIFEST_BYTES_MAX + 1)))
-    blocks = 300_000
+    blocks = 1 << 20
     group = a_state().representation.groups[0]
     small = msgspec.structs.replace(group, block_size=1)
     state = RuntimeKVState(
@@ -174,12 +174,18 @@ def test_a_manifest_larger_than_the_bound_is_neither_written_nor_read():
         token_range=TokenRange(start=0, stop=blocks),
         tokens_digest=tokens_digest(TOKENS),
         representation=KVRepresentation(groups=(small,), partition=Partition()),
-        groups=(GroupState(block_ids=tuple(range(blocks)), logical_digest=0),),
-        residency=Residency(tier="host", num_blocks=blocks),
+        groups=(GroupState(block_ids=tuple(range(1 << 20, blocks + (1 << 20))), logical_digest=0),),
+        residency=Residency(tier="host", num_blocks=1 << 21),
         ownership=a_state().ownership,
     )
+    assert decode_manifest(encode_manifest(state)) == state  # the largest request at one token a block still fits
+    twice = msgspec.structs.replace(
+        state,
+        representation=KVRepresentation(groups=(small, small), partition=Partition()),
+        groups=state.groups * 2,
+    )
     with pytest.raises(ManifestInvalid, match="wanted at most"):
-        encode_manifest(state)
+        encode_manifest(twice)
 
 
 def test_the_digest_of_tokens_depends_on_every_id_and_its_place():

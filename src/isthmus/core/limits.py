@@ -57,8 +57,9 @@ TOKENS_PER_REQUEST_MAX = 1 << 20
 
 # the wire
 CONTROL_FRAME_BYTES_MAX = 64 * KIB
-OFFER_BYTES_MAX = 4 * MIB  # a manifest, block ids and digests; also a prompt's token ids
-MANIFEST_BYTES_MAX = 1 * MIB
+# An id takes at most 5 bytes: the largest prompt, and its block ids at one token a block, must fit.
+MANIFEST_BYTES_MAX = 5 * TOKENS_PER_REQUEST_MAX + 1 * MIB
+OFFER_BYTES_MAX = MANIFEST_BYTES_MAX + 1 * MIB  # a manifest, or a prompt's token ids, and what goes with them
 CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
 HELLO_MS_MAX = 10_000  # from a connection to who it is, on the control and peer ports
 WRITE_BUFFER_BYTES_MAX = 64 * MIB  # per channel; a peer that reads slower than this is cut off

@@ -24,7 +24,7 @@ async def settle(work: "asyncio.Future[Any]") -> None:
     """Return when `work` is done; its outcome is not looked at. A cancellation that comes meanwhile is raised then.
 
     Raises:
-        Bug: `work` has raised it, and the cancellation would hide it: nobody else would ever look.
+        Bug: `work` has raised it: a cancellation must not hide it, since nobody else would ever look.
     """
     cancelled = False
     while not work.done():
@@ -34,8 +34,10 @@ async def settle(work: "asyncio.Future[Any]") -> None:
             cancelled = True
     # Looked at, or asyncio reports it as never retrieved.
     error = None if work.cancelled() else work.exception()
+    if isinstance(error, Bug):
+        raise error
     if cancelled:
-        raise error if isinstance(error, Bug) else asyncio.CancelledError
+        raise asyncio.CancelledError
 
 
 async def through(work: Coroutine[Any, Any, Result]) -> Result:

@@ -43,8 +43,9 @@ def decode_rows(raw: Tensor, dtype: StorageDtype, scale: Tensor | None) -> Tenso
     """Decode rows: uint8 [..., count * itemsize] and f32 scales [...] (or None) to f32 [..., count]."""
     if dtype is StorageDtype.F8_E4M3FN:
         table = _f8_table(raw.device)
-        return table.index_select(0, raw.reshape(-1).to(torch.int32)).view(raw.shape)
-    values = raw.contiguous().view(TORCH_DTYPES[dtype]).to(torch.float32)
+        values = table.index_select(0, raw.reshape(-1).to(torch.int32)).view(raw.shape)
+    else:
+        values = raw.contiguous().view(TORCH_DTYPES[dtype]).to(torch.float32)
     return values if scale is None else values * scale.unsqueeze(-1)
 
 

@@ -77,20 +77,21 @@ def execute(
         ConversionOutOfBounds: an element lies further from its source than the plan's bound.
     """
     device = consumer[0][0].device
-    source, target = _Place.of(binding.producer, device), _Place.of(binding.consumer, device)
+    source, target = _Place.on(binding.producer, device), _Place.on(binding.consumer, device)
     start = binding.token_range.start
     before = after = written = 0
     error_max, row_count = 0.0, 0
     for part in plan.parts:
-        for layers in _passes(plan, part, tokens=len(binding.token_range)):
-            rows = _gather(plan, part, producer, source, layers, gather_side=True)
+        for layers, tokens in _passes(plan, part, tokens=len(binding.token_range)):
+            here, there, first = source.of(tokens), target.of(tokens), start + tokens.start
+            rows = _gather(plan, part, producer, here, layers, gather_side=True)
             converted, error = _convert(plan, rows)
-            _scatter(plan, part, consumer, target, layers, converted)
-            back = _gather(plan, part, consumer, target, layers, gather_side=False)
-            arrived = _digest(rows, plan, part, layers, start, key)
+            _scatter(plan, part, consumer, there, layers, converted)
+            back = _gather(plan, part, consumer, there, layers, gather_side=False)
+            arrived = _digest(rows, plan, part, layers, first, key)
             before += arrived
-            after += _digest(converted, plan, part, layers, start, key) if plan.ops else arrived
-            written += _digest(back, plan, part, layers, start, key)
+            after += _digest(converted, plan, part, layers, first, key) if plan.ops else arrived
+            written += _digest(back, plan, part, layers, first, key)
             error_max = max(error_max, error)
             row_count += sum(rows[name].shape[:3].numel() for name in ("key", "value"))
     _hold(before, after, written, offered)
@@ -117,12 +118,12 @@ def _hold(before: int, after: int, written: int, offered: Digest | None) -> None
 
 def state_digest(plan: TransformPlan, binding: Binding, producer: Regions, *, key: int = 0) -> Digest:
     """The logical digest of the producer's side of a binding, read from its regions."""
-    place = _Place.of(binding.producer, producer[0][0].device)
+    place = _Place.on(binding.producer, producer[0][0].device)
     total = 0
     for part in plan.parts:
-        for layers in _passes(plan, part, tokens=len(binding.token_range)):
-            rows = _gather(plan, part, producer, place, layers, gather_side=True)
-            total += _digest(rows, plan, part, layers, binding.token_range.start, key)
+        for layers, tokens in _passes(plan, part, tokens=len(binding.token_range)):
+            rows = _gather(plan, part, producer, place.of(tokens), layers, gather_side=True)
+            total += _digest(rows, plan, part, layers, binding.token_range.start + tokens.start, key)
     return Digest(total % _WORD)
 
 
@@ -133,17 +134,25 @@ class _Place:
     num_blocks: int
 
     @classmethod
-    def of(cls, side: Side, device: torch.device) -> "_Place":
+    def on(cls, side: Side, device: torch.device) -> "_Place":
         return cls(torch.from_numpy(side.blocks).to(device), torch.from_numpy(side.slots).to(device), side.num_blocks)
 
+    def of(self, tokens: slice) -> "_Place":
+        return _Place(self.blocks[tokens], self.slots[tokens], self.num_blocks)
 
-def _passes(plan: TransformPlan, part: PlanPart, *, tokens: int) -> Iterator[slice]:
-    """Slices of layers, each small enough for the working memory."""
+
+def _passes(plan: TransformPlan, part: PlanPart, *, tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of layers and of tokens, each small enough for the working memory: many layers, or part of one."""
     heads = part.head_stop - part.head_start
-    layer_bytes = tokens * heads * (plan.producer.head_size + plan.producer.head_size_v) * 4
-    step = max(1, WORK_BYTES // layer_bytes)
-    for first in range(0, plan.producer.num_layers, step):
-        yield slice(first, min(first + step, plan.producer.num_layers))
+    token_bytes = heads * (plan.producer.head_size + plan.producer.head_size_v) * 4
+    token_step = min(tokens, max(1, WORK_BYTES // token_bytes))
+    layer_step = max(1, WORK_BYTES // (token_step * token_bytes))
+    for layer in range(0, plan.producer.num_layers, layer_step):
+        for token in range(0, tokens, token_step):
+            yield (
+                slice(layer, min(layer + layer_step, plan.producer.num_layers)),
+                slice(token, min(token + token_step, tokens)),
+            )
 
 
 def _gather(

@@ -75,7 +75,8 @@ def destination_row(record: Record[DestinationHandoff], now: Instant, worker: Wo
     """One consumer-side hand-off."""
     state = record.state
     row = _row(record, now, worker, state.producer, block_bytes, _DESTINATION[state.phase])
-    before_commit = state.phase is not DestinationPhase.INSTALLED and not state.ended
+    committed = (DestinationPhase.INSTALLED, DestinationPhase.DRAINING)
+    before_commit = state.phase not in committed and not state.ended
     staging_bytes = state.staging_bytes if before_commit else 0
     return row | {"side": "consumer", "holder": worker, "lease_ms_left": None, "staging_bytes": staging_bytes}
 

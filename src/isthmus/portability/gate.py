@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from isthmus.core.errors import GateRefused
-from isthmus.state.identity import Identity
+from isthmus.state.identity import UNVERIFIED, Identity
 
 __all__ = ["GateResult", "Mismatch", "gate", "refuse_unless_passed"]
 
@@ -44,7 +44,10 @@ def gate(producer: Identity, consumer: Identity) -> GateResult:
     ]
     assumptions = []
     ours, theirs = producer.weights, consumer.weights
-    if ours.dtype != theirs.dtype:
+    if ours.dtype != theirs.dtype and producer.lineage.revision == consumer.lineage.revision == UNVERIFIED:
+        # Across precisions weights cannot be compared, so the lineage must be known, and not guessed from a folder.
+        mismatches.append(Mismatch(field="lineage.revision", producer=UNVERIFIED, consumer=UNVERIFIED))
+    elif ours.dtype != theirs.dtype:
         assumptions.append(
             f"weights: prefill in {ours.dtype} and decode in {theirs.dtype} of one lineage "
             f"({producer.lineage.base_model}@{producer.lineage.revision}) are taken to agree"

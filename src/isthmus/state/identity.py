@@ -8,7 +8,7 @@ from msgspec import Meta
 from isthmus.core.limits import HEAD_SIZE_MAX, NAME_CHARS_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.state.structs import WireStruct, require
 
-__all__ = ["Identity", "ModelLineage", "RopeState", "TokenRange", "WeightsRecord"]
+__all__ = ["UNVERIFIED", "Identity", "ModelLineage", "RopeState", "TokenRange", "WeightsRecord"]
 
 Name = Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
 Known = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
@@ -23,10 +23,14 @@ class ModelLineage(WireStruct, frozen=True, kw_only=True):
     revision: Known
 
 
+UNVERIFIED = "unverified"
+"""The revision of a model that nobody vouches for: a folder's name says nothing. Equal weights still speak."""
+
+
 class WeightsRecord(WireStruct, frozen=True, kw_only=True):
     """The weights actually loaded. `digest` is over names, shapes and bytes, in `dtype` (a precision, not a wish)."""
 
-    dtype: Known
+    dtype: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{1,31}\Z")]
     digest: HexDigest
 
 
@@ -71,10 +75,15 @@ class TokenRange(WireStruct, frozen=True, kw_only=True):
 
 
 class Identity(WireStruct, frozen=True, kw_only=True):
-    """What a worker's KV means, whatever its form. The gate compares these, and each request's tokens."""
+    """What a worker's KV means, whatever its form. The gate compares these, and each request's tokens.
+
+    `architecture_digest` is over the settings that change what is computed with the same weights (norm's epsilon, the
+    activation, the context that a RoPE scaling starts from, and the like).
+    """
 
     lineage: ModelLineage
     weights: WeightsRecord
     rope: RopeState
+    architecture_digest: HexDigest = ""
     adapter: Name = ""
     multimodal_digest: HexDigest = ""

@@ -90,7 +90,10 @@ def load_model(config: EmbeddedConfig) -> LoadedModel:
         network=network.to(device),
         shape=shape,
         identity=Identity(
-            lineage=shape.lineage, weights=WeightsRecord(dtype=config.dtype, digest=digest), rope=shape.rope
+            lineage=shape.lineage,
+            weights=WeightsRecord(dtype=config.dtype, digest=digest),
+            rope=shape.rope,
+            architecture_digest=shape.architecture_digest,
         ),
         context_length=context_length,
         eos_token_ids=_eos_token_ids(config.model, network),

@@ -8,7 +8,7 @@ from typing import Any
 
 from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid, Unsupported
-from isthmus.state.identity import ModelLineage, RopeState
+from isthmus.state.identity import UNVERIFIED, ModelLineage, RopeState
 
 __all__ = ["REVISION_FIELD", "ModelShape", "read_model_shape"]
 
@@ -29,6 +29,7 @@ class ModelShape:
     max_position_embeddings: int
     lineage: ModelLineage
     rope: RopeState
+    architecture_digest: str
 
 
 def read_model_shape(path: Path) -> ModelShape:
@@ -61,6 +62,7 @@ def read_model_shape(path: Path) -> ModelShape:
             max_position_embeddings=int(fields["max_position_embeddings"]),
             lineage=_lineage(path, fields),
             rope=_rope(fields, head_dim),
+            architecture_digest=_architecture_digest(fields),
         )
     except KeyError as error:
         raise ConfigInvalid(f"model: {path / 'config.json'} has no {error.args[0]!r}", field="model") from None
@@ -81,9 +83,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _lineage(path: Path, fields: dict[str, Any]) -> ModelLineage:
-    """From the config, else from a hub cache's path (models--ORG--NAME/snapshots/REVISION), else the folder's name."""
+    """From the config, else from a hub cache's path (models--ORG--NAME/snapshots/REVISION), else the folder's name.
+
+    A revision is taken from the path or from `isthmus_revision` in config.json; without either it is unverified.
+    """
     resolved = path.resolve()
-    name, revision = resolved.name, "main"
+    name, revision = resolved.name, UNVERIFIED
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         revision = resolved.name
         name = resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -91,6 +96,25 @@ def _lineage(path: Path, fields: dict[str, Any]) -> ModelLineage:
     if recorded and not recorded.startswith(("/", ".", "~")):
         name = recorded
     return ModelLineage(base_model=name, revision=str(fields.get(REVISION_FIELD) or revision))
+
+
+_COMPUTED_WITH = (
+    "attention_bias",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "mlp_bias",
+    "num_attention_heads",
+    "rms_norm_eps",
+)
+"""What the representation does not say already (layers, KV heads and head sizes it names one by one)."""
+
+
+def _architecture_digest(fields: dict[str, Any]) -> str:
+    """Over the settings that the families' code computes with, as the config names them."""
+    record = {name: fields[name] for name in _COMPUTED_WITH if fields.get(name) is not None}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _rope(fields: dict[str, Any], head_dim: int) -> RopeState:

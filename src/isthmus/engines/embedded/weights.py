@@ -11,7 +11,7 @@ from torch import nn
 __all__ = ["CACHE_NAME", "weights_digest"]
 
 CACHE_NAME = ".isthmus-weights.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def weights_digest(path: Path, network: nn.Module, dtype: str) -> str:
@@ -35,9 +35,10 @@ def weights_digest(path: Path, network: nn.Module, dtype: str) -> str:
 
 
 def _stamp(path: Path) -> list[list[str | int]]:
-    """What identifies the files without reading them: [name, bytes, modification time in ns] each."""
+    """What identifies the files without reading them. A copy that keeps modification times has its own inodes."""
     found = sorted([*path.glob("*.safetensors"), path / "config.json"])
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+    stats = [(file.name, file.stat()) for file in found]
+    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev] for name, stat in stats]
 
 
 def _read_cache(path: Path) -> dict[str, str]:
