@@ -8,6 +8,7 @@ from isthmus.core.errors import ConfigInvalid, Unsupported
 from isthmus.engines.embedded.config import config_of, context_length_of, representation_of
 from isthmus.engines.embedded.shape import read_model_shape
 from isthmus.state.encoding import StorageDtype
+from isthmus.state.identity import UNVERIFIED
 from isthmus.state.representation import KvOrder, Layout, ScaleLocation
 
 
@@ -89,6 +90,9 @@ def test_lineage_comes_from_the_config_or_the_path(llama, tmp_path):
     assert read_model_shape(llama).lineage.base_model == "llama"
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc123"
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text((llama / "config.json").read_text())
-    lineage = read_model_shape(snapshot).lineage
-    assert (lineage.base_model, lineage.revision) == ("org/name", "abc123")
+    fields = json.loads((llama / "config.json").read_text())
+    assert read_model_shape(llama).lineage.revision == fields.pop("isthmus_revision") == "test"
+    for folder, named in ((snapshot, ("org/name", "abc123")), (tmp_path, (tmp_path.name, UNVERIFIED))):
+        (folder / "config.json").write_text(json.dumps(fields))
+        lineage = read_model_shape(folder).lineage
+        assert (lineage.base_model, lineage.revision) == named
