@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from isthmus.core.clock import ManualClock, SystemClock
-from isthmus.core.errors import CapacityExceeded, FrameInvalid, Lost, PeerLost
+from isthmus.core.errors import Bug, CapacityExceeded, FrameInvalid, Lost, PeerLost
 from isthmus.core.limits import HELLO_MS_MAX, OFFER_BYTES_MAX
 from isthmus.core.units import Duration
+from isthmus.handoff.request import Request, Sampling
 from isthmus.serve.channel import Channel, connect
-from isthmus.serve.messages import Ack, Message, Pulse, Snapshot, SnapshotOrder
+from isthmus.serve.messages import Ack, CancelRequest, Generate, Message, Pulse, Snapshot, SnapshotOrder
+from isthmus.serve.running import supervised
+from isthmus.serve.worker.decode import DecodeService
 
 CLOCK = SystemClock()
 
@@ -115,3 +118,48 @@ async def test_a_connection_that_does_not_say_who_it_is_is_closed_and_one_that_h
     for _, writer in (greeted, silent):
         writer.close()
     server.close()
+
+
+async def test_a_channel_whose_peer_does_not_read_ends_all_the_same():
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()
+        held.append(writer)
+
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    channel = await connect(
+        host, port, CLOCK, handler=None, posted=lambda *_: None, peer="deaf", deadline=Duration.of_seconds(5)
+    )
+    running = asyncio.create_task(channel.run())
+    while not channel.closed:
+        channel.post(Snapshot(json=bytes(4 << 20)))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await running
+    for writer in held:
+        writer.close()
+    server.close()
+
+
+async def test_a_cancel_that_overtakes_its_request_keeps_it_from_beginning():
+    service = DecodeService(None, None, None, CLOCK, worker="decode-0", post=lambda _: None)
+    request = Request(request_id="r", attempt=1, tenant="t", token_ids=(1,), sampling=Sampling())
+    service.cancel(CancelRequest(request_id="r", attempt=1))
+    with pytest.raises(Lost, match="cancelled before it began"):
+        await service.generate(Generate(request=request, producer="p", producer_incarnation="0" * 32))
+
+
+async def test_a_background_task_that_dies_ends_the_process_and_is_not_forgotten():
+    async def reap() -> None:
+        raise Bug("the ledger caught itself out")
+
+    seen: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context["exception"]))
+    try:
+        async with supervised(reap()):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    finally:
+        asyncio.get_running_loop().set_exception_handler(None)
+    assert [str(error) for error in seen] == ["the ledger caught itself out"]
