@@ -5,9 +5,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.limits import MANIFEST_BYTES_MAX
-from isthmus.handoff.request import Name, Request, TokenId
-from isthmus.state.runtime_kv_state import Token
-from isthmus.state.structs import WireStruct
+from isthmus.handoff.request import Request, TokenId
+from isthmus.state.structs import Name, Token, WireStruct
 
 __all__ = ["AbortOrder", "Ack", "ConfirmOrder", "ConfirmReply", "PrefillOrder", "PrefillReply", "RenewOrder"]
 

@@ -5,12 +5,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.ids import RequestId, TenantId
-from isthmus.core.limits import NAME_CHARS_MAX, TOKENS_PER_REQUEST_MAX
-from isthmus.state.structs import WireStruct, require
+from isthmus.core.limits import TOKENS_PER_REQUEST_MAX
+from isthmus.state.structs import Name, WireStruct, require
 
-__all__ = ["Name", "Request", "Sampling", "TokenId"]
+__all__ = ["Request", "Sampling", "TokenId"]
 
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 
 

@@ -13,8 +13,8 @@ from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.request import Request, TokenId
 from isthmus.state.identity import Identity
-from isthmus.state.runtime_kv_state import KVRepresentation, Name, Token
-from isthmus.state.structs import WireStruct
+from isthmus.state.runtime_kv_state import KVRepresentation
+from isthmus.state.structs import Name, Token, WireStruct
 from isthmus.transport.base import Endpoint
 
 __all__ = [

@@ -5,17 +5,14 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
-from isthmus.core.limits import BLOCKS_PER_POOL_MAX, LAYER_GROUPS_MAX, NAME_CHARS_MAX
+from isthmus.core.limits import BLOCKS_PER_POOL_MAX, LAYER_GROUPS_MAX
 from isthmus.core.units import blocks_for
 from isthmus.state.addressing import address_shards
 from isthmus.state.identity import HexDigest, Identity, TokenRange
 from isthmus.state.representation import GroupRepresentation, Partition
-from isthmus.state.structs import WireStruct, require
+from isthmus.state.structs import Name, Token, WireStruct, require
 
 __all__ = ["GroupState", "KVRepresentation", "Ownership", "Residency", "RuntimeKVState"]
-
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
-Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class KVRepresentation(WireStruct, frozen=True, kw_only=True):

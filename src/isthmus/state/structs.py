@@ -1,8 +1,19 @@
 """The base of every type that crosses a wire: frozen, keyword-only, unknown fields refused, checked once at birth."""
 
-import msgspec
+from typing import Annotated
 
-__all__ = ["WireStruct", "require"]
+import msgspec
+from msgspec import Meta
+
+from isthmus.core.limits import NAME_CHARS_MAX
+
+__all__ = ["Name", "Token", "WireStruct", "require"]
+
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+"""A name that must be there."""
+
+Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""A 128-bit id, as `core.clock.Clock.token` mints it."""
 
 
 class WireStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, Wor
 from isthmus.core.limits import BLOCKS_PER_POOL_MAX, NAME_CHARS_MAX, REGIONS_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.core.units import ByteCount, Duration
 from isthmus.state.addressing import RegionShape
-from isthmus.state.structs import WireStruct, require
+from isthmus.state.structs import Name, Token, WireStruct, require
 
 __all__ = [
     "BlockRead",
@@ -35,9 +35,6 @@ __all__ = [
     "Token",
     "transport_name",
 ]
-
-Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 
 
 class PeerId(WireStruct, frozen=True, kw_only=True):

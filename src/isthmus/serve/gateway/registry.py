@@ -5,7 +5,6 @@ what a fenced life held; so a worker that was only stopped, and wakes up, finds 
 """
 
 from collections import deque
-from collections.abc import Iterable
 
 import structlog
 
@@ -122,11 +121,8 @@ class Registry:
 
     def _announce(self) -> None:
         members = Members(members=tuple(seat.member for seat in self._seats.values()))
-        for seat in self._living():
+        for seat in self.seats():
             _post(seat, members)
-
-    def _living(self) -> Iterable[Seat]:
-        return list(self._seats.values())
 
 
 def _post(seat: Seat, message: Fenced | Members) -> None:
