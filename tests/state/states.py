@@ -3,13 +3,12 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from isthmus.core.units import blocks_for
-from isthmus.state.encoding import StorageDtype
 from isthmus.state.identity import Identity, ModelLineage, RopeState, TokenRange, WeightsRecord
-from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, Partition
+from isthmus.state.partition import Partition
+from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import GroupState, KVRepresentation, Ownership, Residency, RuntimeKVState
 from isthmus.state.tokens import tokens_digest
-from tests.strategies import shapes, sides
+from tests.strategies import encoding_of, groups, partitions, shapes, valid
 
 TOKENS = tuple(range(40))
 
@@ -20,15 +19,11 @@ IDENTITY = Identity(
 )
 GROUP = GroupRepresentation(
     kind=GroupKind.FULL_ATTENTION,
-    layer_start=0,
-    layer_stop=2,
-    num_kv_heads=4,
-    head_size=16,
-    head_size_v=16,
+    layers=(0, 1),
+    components=attention(heads=4, head_size=16, head_size_v=16, encoding=encoding_of("bf16")),
     block_size=16,
     layout=Layout.LBNHC,
     kv_order=KvOrder.KV_OUTER,
-    storage_dtype=StorageDtype.BF16,
 )
 OWNERSHIP = Ownership(
     owner="prefill-0",
@@ -65,7 +60,12 @@ digests = st.one_of(st.just(""), hexes(16, 64))
 identities = st.builds(
     Identity,
     lineage=st.builds(ModelLineage, base_model=names, revision=names),
-    weights=st.builds(WeightsRecord, dtype=st.sampled_from(["float32", "bfloat16", "fp8"]), digest=digests),
+    weights=st.builds(
+        WeightsRecord,
+        dtype=st.sampled_from(["float32", "bfloat16", "fp8"]),
+        digest=digests,
+        published=st.sampled_from(["", "org/model@main", "org/other@main"]),
+    ),
     rope=st.builds(
         RopeState,
         applied=st.booleans(),
@@ -75,6 +75,7 @@ identities = st.builds(
         scaling_digest=digests,
         position_origin=st.integers(0, 1 << 20),
     ),
+    architecture_digest=digests,
     adapter=st.one_of(st.just(""), names),
     multimodal_digest=digests,
 )
@@ -91,24 +92,37 @@ ownerships = st.builds(
 
 
 @st.composite
+def representations(draw) -> KVRepresentation:
+    """Any one or two layer groups: of other layers, or of other components of the same ones."""
+    group = draw(shapes().flatmap(groups))
+    partition, held = draw(partitions(group)), [group]
+    if draw(st.booleans()):
+        more = draw(shapes().flatmap(groups))
+        held.append(more)
+    return valid(lambda: KVRepresentation(groups=tuple(held), partition=partition))
+
+
+def blocks_of(group: GroupRepresentation, partition: Partition, tokens: TokenRange) -> int:
+    """Entries of a block table, counted row by row."""
+    rows = group.held(tokens)
+    span = group.block_size * partition.dcp_size
+    return len({row // span for row in range(rows.start, rows.stop)})
+
+
+@st.composite
 def states(draw) -> RuntimeKVState:
     """Anything that a producer could offer, of one or two layer groups."""
-    shape = draw(shapes())
-    group, partition = draw(sides(shape))
-    groups = [group]
-    if draw(st.booleans()):
-        more = draw(sides(shape | {"layer_start": shape["layer_stop"], "layer_stop": shape["layer_stop"] + 2}))[0]
-        groups.append(more)
+    representation = draw(representations())
     start = draw(st.integers(0, 20))
     tokens = TokenRange(start=start, stop=start + draw(st.integers(1, 60)))
-    counts = [blocks_for(tokens.stop, g.block_size) - tokens.start // g.block_size for g in groups]
+    counts = [blocks_of(group, representation.partition, tokens) for group in representation.groups]
     num_blocks = max(counts) + draw(st.integers(0, 9))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     return RuntimeKVState(
         identity=draw(identities),
         token_range=tokens,
         tokens_digest=draw(hexes(64, 64)),
-        representation=KVRepresentation(groups=tuple(groups), partition=partition),
+        representation=representation,
         groups=tuple(
             GroupState(
                 block_ids=tuple(int(block) for block in rng.permutation(num_blocks)[:count]),

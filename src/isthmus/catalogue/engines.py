@@ -4,7 +4,7 @@ from functools import cache
 
 from isthmus.catalogue.data_files import read_data
 from isthmus.core.errors import Unsupported
-from isthmus.state.encoding import StorageDtype
+from isthmus.state.encoding import Granularity, StorageDtype
 from isthmus.state.representation import Layout
 from isthmus.state.structs import WireStruct
 
@@ -15,7 +15,7 @@ class CacheDtype(WireStruct, frozen=True, kw_only=True):
     """What a `kv_cache_dtype` stands for: an encoding, and its scales where it has them."""
 
     storage_dtype: StorageDtype
-    granularity: str | None = None
+    granularity: Granularity | None = None
     scale_dtype: StorageDtype | None = None
 
 

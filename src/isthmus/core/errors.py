@@ -4,7 +4,7 @@
     ├── Bug         ours: the process that raised it stops
     ├── Rejected    a user or peer asked for what cannot be: answer 4xx, refuse, and live on
     │   ├── BadInput, ConfigInvalid, ManifestInvalid, FrameInvalid
-    │   ├── UnknownModel, ContextTooLong, GateRefused, Unsupported
+    │   ├── UnknownModel, ContextTooLong, GateRefused, Unsupported, NotCovered
     │   ├── GrantUnknown, StaleEpoch, NotAuthorised, IncarnationFenced
     │   └── CapacityExceeded (try again later)
     └── Lost        the world failed: retry elsewhere or recompute
@@ -36,6 +36,7 @@ __all__ = [
     "Lost",
     "ManifestInvalid",
     "NotAuthorised",
+    "NotCovered",
     "PeerLost",
     "Rejected",
     "StaleEpoch",
@@ -102,6 +103,10 @@ class GateRefused(Rejected):
 
 class Unsupported(Rejected):
     """Known, but not done by this version."""
+
+
+class NotCovered(Rejected):
+    """Understood, but no rule says what follows: the answer is `unknown`, which is refused."""
 
 
 class GrantUnknown(Rejected):

@@ -16,7 +16,7 @@ from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, 
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.leases import renewal_interval
 from isthmus.portability.verdict import Verdict, judge, plans_or_refuse
-from isthmus.state.addressing import RegionShape, address_shards
+from isthmus.state.fields import RegionShape
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
 from isthmus.transport.base import BlockRead, Endpoint, Reader, transport_name
@@ -273,12 +273,7 @@ class ConsumerSide:
 
 def _regions(representation: KVRepresentation) -> tuple[RegionShape, ...]:
     """All regions of all groups and shards, in the order that images and pools use."""
-    return tuple(
-        region
-        for group in representation.groups
-        for shard in address_shards(group, representation.partition)
-        for region in shard.regions
-    )
+    return tuple(region for shards in representation.address() for shard in shards for region in shard.regions)
 
 
 def _staging_bytes(representation: KVRepresentation, tokens: int) -> ByteCount:
@@ -286,8 +281,8 @@ def _staging_bytes(representation: KVRepresentation, tokens: int) -> ByteCount:
     return ByteCount(
         sum(
             region.size_bytes(blocks_for(tokens, group.block_size))
-            for group in representation.groups
-            for shard in address_shards(group, representation.partition)
+            for group, shards in zip(representation.groups, representation.address(), strict=True)
+            for shard in shards
             for region in shard.regions
         )
     )

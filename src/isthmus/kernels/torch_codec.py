@@ -1,14 +1,17 @@
-"""Element encodings in torch, on any device. `reference.encode` and `reference.decode` are the definition."""
+"""Element encodings in torch, on any device. `reference_codec` is the definition.
+
+What an engine of ours stores: floating-point encodings without scales, and int8 with one f32 scale for a token's head.
+"""
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from isthmus.state.encoding import SCALE_MIN, TRAITS, StorageDtype
-from isthmus.state.representation import Quant
+from isthmus.core.errors import Unsupported
+from isthmus.state.encoding import SCALE_MIN, TRAITS, Encoding, Granularity, StorageDtype
 
-__all__ = ["TORCH_DTYPES", "decode_rows", "encode_rows"]
+__all__ = ["TORCH_DTYPES", "check_encoding", "decode_rows", "encode_rows"]
 
 TORCH_DTYPES: dict[StorageDtype, torch.dtype] = {
     StorageDtype.F32: torch.float32,
@@ -19,28 +22,47 @@ TORCH_DTYPES: dict[StorageDtype, torch.dtype] = {
 }
 
 
-def encode_rows(values: Tensor, dtype: StorageDtype, quant: Quant | None) -> tuple[Tensor, Tensor | None]:
+def check_encoding(encoding: Encoding) -> None:
+    """Raise Unsupported unless `encode_rows` and `decode_rows` do it."""
+    dtype, quant = encoding.storage_dtype, encoding.quant
+    if quant is None:
+        fits = dtype in TORCH_DTYPES
+    else:
+        fits = not quant.tensor_scale and (dtype, quant.granularity, quant.scale_dtype) == (
+            StorageDtype.I8,
+            Granularity.TOKEN_HEAD,
+            StorageDtype.F32,
+        )
+    if not fits:
+        done = ", ".join(name.value for name in TORCH_DTYPES)
+        raise Unsupported(
+            f"storage_dtype: {dtype.value} with these scales is not executed here; wanted one of {done} "
+            "(i8 with a scale for each token's head, the others without)",
+            field="storage_dtype",
+        )
+
+
+def encode_rows(values: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor | None]:
     """Encode rows.
 
     Args:
-        values: [..., count], any floating dtype.
-        dtype: target encoding; values beyond its range become its largest.
-        quant: one f32 scale per row for integer encodings, else None.
+        values: [..., count], any floating dtype; values beyond the range become the largest.
 
     Returns:
         uint8 [..., count * itemsize], and f32 scales [...] or None.
     """
-    values = values.to(torch.float32)
-    if quant is not None:
-        scale = (values.abs().amax(dim=-1) / TRAITS[dtype].largest).clamp(min=SCALE_MIN)
+    values, dtype = values.to(torch.float32), encoding.storage_dtype
+    largest = TRAITS[dtype].largest
+    if encoding.quant is not None:
+        scale = (values.abs().amax(dim=-1) / largest).clamp(min=SCALE_MIN)
         codes = torch.round(values / scale.unsqueeze(-1)).clamp_(-127, 127).to(torch.int8)
         return codes.view(torch.uint8), scale
-    largest = TRAITS[dtype].largest
     return values.clamp(-largest, largest).to(TORCH_DTYPES[dtype]).contiguous().view(torch.uint8), None
 
 
-def decode_rows(raw: Tensor, dtype: StorageDtype, scale: Tensor | None) -> Tensor:
+def decode_rows(raw: Tensor, encoding: Encoding, scale: Tensor | None) -> Tensor:
     """Decode rows: uint8 [..., count * itemsize] and f32 scales [...] (or None) to f32 [..., count]."""
+    dtype = encoding.storage_dtype
     if dtype is StorageDtype.F8_E4M3FN:
         table = _f8_table(raw.device)
         values = table.index_select(0, raw.reshape(-1).to(torch.int32)).view(raw.shape)

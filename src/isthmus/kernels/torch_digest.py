@@ -7,6 +7,7 @@ they are laid out or split. It detects accidents, not adversaries: whoever can c
 torch has no unsigned 64-bit arithmetic: int64 wraps to the same bits.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -22,7 +23,7 @@ def row_digests(
     raw: Tensor,
     *,
     field_index: int,
-    layer_start: int,
+    layers: Sequence[int],
     token_start: int,
     head_start: int,
     key: int = 0,
@@ -31,14 +32,15 @@ def row_digests(
 
     Args:
         raw: uint8 [L, T, H, row_bytes], the encoded rows of one field.
-        field_index: the field's index in `state.addressing.FIELD_NAMES`.
-        layer_start, token_start, head_start: logical position of raw[0, 0, 0].
+        field_index: the field's index in `state.representation.FIELD_NAMES`.
+        layers: the model's number of each layer in `raw`.
+        token_start, head_start: logical position of raw[:, 0, 0].
         key: sets digests of one hand-off apart from another's; no secret, see above.
 
     Returns:
         int64 [T]: the sum over layers and heads of the row hashes, modulo 2**64.
     """
-    layers, tokens, heads, row_bytes = raw.shape
+    _, tokens, heads, row_bytes = raw.shape
     words = -(-row_bytes // 8)
     if row_bytes % 8:
         raw = torch.nn.functional.pad(raw, (0, words * 8 - row_bytes))
@@ -47,10 +49,12 @@ def row_digests(
     def index(start: int, extent: int, shift: int) -> Tensor:
         return torch.arange(start, start + extent, dtype=torch.int64, device=raw.device) << shift
 
+    layer = torch.tensor(layers, dtype=torch.int64, device=raw.device) << 14
+
     position = (
-        index(layer_start, layers, 14)[:, None, None]
+        layer[:, None, None]
         | index(token_start, tokens, 24)[None, :, None]
-        | index(head_start, heads, 3)[None, None, :]
+        | index(head_start, heads, 4)[None, None, :]
         | field_index
     )
     return _mix(rows + _mix(position ^ signed(key))).sum(dim=(0, 2))

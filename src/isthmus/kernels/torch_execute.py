@@ -13,21 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch
+from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch, Unsupported
 from isthmus.core.ids import Digest
 from isthmus.kernels.binding import Binding, Side
 from isthmus.kernels.report import Verified
-from isthmus.kernels.torch_codec import decode_rows, encode_rows
+from isthmus.kernels.torch_codec import check_encoding, decode_rows, encode_rows
 from isthmus.kernels.torch_digest import fold, row_digests
 from isthmus.kernels.torch_views import field_view
-from isthmus.state.addressing import FIELD_NAMES
-from isthmus.state.plan import PlanPart, Runs, TransformPlan
-from isthmus.state.representation import GroupRepresentation
+from isthmus.state.fields import ShardAddressing
+from isthmus.state.plan import Conversion, PlanPart, Reorder, Runs, TransformPlan
+from isthmus.state.representation import FIELD_NAMES, GroupRepresentation
 
-__all__ = ["execute", "gather_rows", "runs_view", "scatter_rows", "state_digest"]
+__all__ = ["check_plan", "execute", "gather_rows", "runs_view", "scatter_rows"]
 
 Regions = Sequence[Sequence[Tensor]]
-"""Flat uint8 regions, by [rank][region]."""
+"""Flat uint8 regions, by [shard][region]."""
 
 WORK_BYTES = 4 << 20
 """Working memory of one pass, in bytes of f32 rows."""
@@ -35,12 +35,12 @@ WORK_BYTES = 4 << 20
 _WORD = 1 << 64
 
 
-def runs_view(region: Tensor, runs: Runs, group: GroupRepresentation, num_blocks: int) -> Tensor:
-    """The view on one side of a part: [L, B, N, H, units]."""
+def runs_view(region: Tensor, runs: Runs, group: GroupRepresentation, layers: int, num_blocks: int) -> Tensor:
+    """The view on one side of a part: [layers of the shard, B, N, H, units]."""
     return field_view(
         region,
         runs.field,
-        layers=group.num_layers,
+        layers=layers,
         num_blocks=num_blocks,
         block_size=group.block_size,
         head=runs.head,
@@ -48,14 +48,29 @@ def runs_view(region: Tensor, runs: Runs, group: GroupRepresentation, num_blocks
     )
 
 
-def gather_rows(view: Tensor, blocks: Tensor, slots: Tensor) -> Tensor:
-    """Rows of a view at (block, slot): uint8 [L, T, H, row_bytes]."""
-    return view[:, blocks, slots].contiguous().view(torch.uint8)
+def gather_rows(view: Tensor, layers: Tensor, blocks: Tensor, slots: Tensor) -> Tensor:
+    """Rows of a view at (layer, block, slot): uint8 [L, T, H, row_bytes]."""
+    return view[layers[:, None], blocks, slots].contiguous().view(torch.uint8)
 
 
-def scatter_rows(view: Tensor, blocks: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """Write uint8 [L, T, H, row_bytes] into a view at (block, slot)."""
-    view[:, blocks, slots] = rows.contiguous().view(view.dtype)
+def scatter_rows(view: Tensor, layers: Tensor, blocks: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Write uint8 [L, T, H, row_bytes] into a view at (layer, block, slot)."""
+    view[layers[:, None], blocks, slots] = rows.contiguous().view(view.dtype)
+
+
+def check_plan(plan: TransformPlan) -> None:
+    """Raise Unsupported unless this executor does all of a plan: before anything is read."""
+    for shard in (*plan.producer_shards, *plan.consumer_shards):
+        for field in shard.fields:
+            if not field.contiguous:
+                raise Unsupported(f"interior: rows of {field.name} are not runs of bytes", field="interior")
+    for partition in (plan.producer_partition, plan.consumer_partition):
+        if partition.dcp_size != 1:
+            raise Unsupported(f"dcp_size: got {partition.dcp_size}, wanted 1", field="dcp_size")
+    for conversion in plan.conversions:
+        if conversion.ops:
+            check_encoding(conversion.source)
+            check_encoding(conversion.target)
 
 
 def execute(
@@ -67,33 +82,39 @@ def execute(
     key: int = 0,
     offered: Digest | None = None,
 ) -> Verified:
-    """Rewrite the bound tokens from the producer's regions into the consumer's, and verify.
+    """Rewrite the bound rows from the producer's regions into the consumer's, and verify.
 
     Args:
         offered: the producer's digest; None where there is none to hold against.
 
     Raises:
+        Unsupported: as `check_plan`.
         DigestMismatch: what arrived is not what was filled, or what was written is not what was converted.
         ConversionOutOfBounds: an element lies further from its source than the plan's bound.
     """
+    check_plan(plan)
     device = consumer[0][0].device
-    source, target = _Place.on(binding.producer, device), _Place.on(binding.consumer, device)
-    start = binding.token_range.start
+    sides = (
+        _Side.of(plan.producer, plan.producer_shards, producer, binding.producer, device),
+        _Side.of(plan.consumer, plan.consumer_shards, consumer, binding.consumer, device),
+    )
+    start = binding.rows.start
     before = after = written = 0
     error_max, row_count = 0.0, 0
     for part in plan.parts:
-        for layers, tokens in _passes(plan, part, tokens=len(binding.token_range)):
-            here, there, first = source.of(tokens), target.of(tokens), start + tokens.start
-            rows = _gather(plan, part, producer, here, layers, gather_side=True)
+        for layers, tokens in _passes(part, tokens=len(binding.rows)):
+            mine, theirs = part.producer_layers[layers], part.consumer_layers[layers]
+            rows = sides[0].gather(part.gather, part.producer_rank, mine, tokens)
             converted, error = _convert(plan, rows)
-            _scatter(plan, part, consumer, there, layers, converted)
-            back = _gather(plan, part, consumer, there, layers, gather_side=False)
-            arrived = _digest(rows, plan, part, layers, first, key)
+            sides[1].scatter(part.scatter, part.consumer_rank, theirs, tokens, converted)
+            back = sides[1].gather(part.scatter, part.consumer_rank, theirs, tokens)
+            where = _Where(part.layers[layers], start + tokens.start, key)
+            arrived = where.digest(rows, part.gather)
             before += arrived
-            after += _digest(converted, plan, part, layers, first, key) if plan.ops else arrived
-            written += _digest(back, plan, part, layers, first, key)
+            after += where.digest(converted, part.scatter) if plan.converts else arrived
+            written += where.digest(back, part.scatter)
             error_max = max(error_max, error)
-            row_count += sum(rows[name].shape[:3].numel() for name in ("key", "value"))
+            row_count += sum(raw.shape[:3].numel() for name, raw in rows.items() if not name.endswith("_scale"))
     _hold(before, after, written, offered)
     return Verified(
         producer_digest=Digest(before % _WORD),
@@ -116,99 +137,121 @@ def _hold(before: int, after: int, written: int, offered: Digest | None) -> None
         )
 
 
-def state_digest(plan: TransformPlan, binding: Binding, producer: Regions, *, key: int = 0) -> Digest:
-    """The logical digest of the producer's side of a binding, read from its regions."""
-    place = _Place.on(binding.producer, producer[0][0].device)
-    total = 0
-    for part in plan.parts:
-        for layers, tokens in _passes(plan, part, tokens=len(binding.token_range)):
-            rows = _gather(plan, part, producer, place.of(tokens), layers, gather_side=True)
-            total += _digest(rows, plan, part, layers, binding.token_range.start + tokens.start, key)
-    return Digest(total % _WORD)
-
-
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Side:
+    """One side's regions by rank, and where its rows lie."""
+
+    group: GroupRepresentation
+    regions: Mapping[int, Sequence[Tensor]]
+    layers: Mapping[int, int]
     blocks: Tensor
     slots: Tensor
     num_blocks: int
+    device: torch.device
 
     @classmethod
-    def on(cls, side: Side, device: torch.device) -> "_Place":
-        return cls(torch.from_numpy(side.blocks).to(device), torch.from_numpy(side.slots).to(device), side.num_blocks)
+    def of(
+        cls,
+        group: GroupRepresentation,
+        shards: Sequence[ShardAddressing],
+        regions: Regions,
+        side: Side,
+        device: torch.device,
+    ) -> "_Side":
+        ranks = [shard.rank for shard in shards]
+        return cls(
+            group,
+            dict(zip(ranks, regions, strict=True)),
+            {shard.rank: shard.layer_stop - shard.layer_start for shard in shards},
+            torch.from_numpy(side.blocks).to(device),
+            torch.from_numpy(side.slots).to(device),
+            side.num_blocks,
+            device,
+        )
 
-    def of(self, tokens: slice) -> "_Place":
-        return _Place(self.blocks[tokens], self.slots[tokens], self.num_blocks)
+    def gather(self, side: tuple[Runs, ...], rank: int, layers: Sequence[int], tokens: slice) -> dict[str, Tensor]:
+        index = torch.tensor(layers, device=self.device)
+        return {
+            runs.field.name: gather_rows(self._view(runs, rank), index, self.blocks[tokens], self.slots[tokens])
+            for runs in side
+        }
+
+    def scatter(
+        self, side: tuple[Runs, ...], rank: int, layers: Sequence[int], tokens: slice, rows: Mapping[str, Tensor]
+    ) -> None:
+        index = torch.tensor(layers, device=self.device)
+        for runs in side:
+            view = self._view(runs, rank)
+            scatter_rows(view, index, self.blocks[tokens], self.slots[tokens], rows[runs.field.name])
+
+    def _view(self, runs: Runs, rank: int) -> Tensor:
+        return runs_view(self.regions[rank][runs.field.region], runs, self.group, self.layers[rank], self.num_blocks)
 
 
-def _passes(plan: TransformPlan, part: PlanPart, *, tokens: int) -> Iterator[tuple[slice, slice]]:
+def _passes(part: PlanPart, *, tokens: int) -> Iterator[tuple[slice, slice]]:
     """Slices of layers and of tokens, each small enough for the working memory: many layers, or part of one."""
-    heads = part.head_stop - part.head_start
-    token_bytes = heads * (plan.producer.head_size + plan.producer.head_size_v) * 4
+    token_bytes = 4 * sum(runs.num_heads * runs.field.count for runs in part.gather)
     token_step = min(tokens, max(1, WORK_BYTES // token_bytes))
     layer_step = max(1, WORK_BYTES // (token_step * token_bytes))
-    for layer in range(0, plan.producer.num_layers, layer_step):
+    for layer in range(0, len(part.layers), layer_step):
         for token in range(0, tokens, token_step):
-            yield (
-                slice(layer, min(layer + layer_step, plan.producer.num_layers)),
-                slice(token, min(token + token_step, tokens)),
-            )
-
-
-def _gather(
-    plan: TransformPlan, part: PlanPart, regions: Regions, place: _Place, layers: slice, *, gather_side: bool
-) -> dict[str, Tensor]:
-    side, group, rank = (
-        (part.gather, plan.producer, part.producer_rank)
-        if gather_side
-        else (part.scatter, plan.consumer, part.consumer_rank)
-    )
-    found = {}
-    for runs in side:
-        view = runs_view(regions[rank][runs.field.region], runs, group, place.num_blocks)
-        found[runs.field.name] = gather_rows(view[layers], place.blocks, place.slots)
-    return found
-
-
-def _scatter(
-    plan: TransformPlan,
-    part: PlanPart,
-    regions: Regions,
-    place: _Place,
-    layers: slice,
-    rows: Mapping[str, Tensor],
-) -> None:
-    group = plan.consumer
-    for runs in part.scatter:
-        view = runs_view(regions[part.consumer_rank][runs.field.region], runs, group, place.num_blocks)
-        scatter_rows(view[layers], place.blocks, place.slots, rows[runs.field.name])
+            yield slice(layer, min(layer + layer_step, len(part.layers))), slice(token, min(token + token_step, tokens))
 
 
 def _convert(plan: TransformPlan, rows: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], float]:
     """The element operations, and the largest absolute error they made."""
-    if not plan.ops:
+    if not plan.converts:
         return rows, 0.0
-    source, target, bound = plan.producer, plan.consumer, plan.loss
     converted: dict[str, Tensor] = {}
     error_max = 0.0
-    for name in ("key", "value"):
-        values = decode_rows(rows[name], source.storage_dtype, _scale(rows, name))
-        raw, scale = encode_rows(values, target.storage_dtype, target.quant)
-        converted[name] = raw
-        if scale is not None:
-            converted[f"{name}_scale"] = scale.unsqueeze(-1).view(torch.uint8)
-        error = (decode_rows(raw, target.storage_dtype, scale) - values).abs()
-        magnitude = values.abs()
-        allowed = magnitude * bound.relative + magnitude.amax(dim=-1, keepdim=True) * bound.per_row_max
-        outside = ~(error <= allowed + bound.absolute)  # also where a NaN makes the comparison false
-        if bool(outside.any()):
-            raise ConversionOutOfBounds(
-                f"{name}: {int(outside.sum())} elements of {outside.numel()} are further from their source than the "
-                f"bound for {source.storage_dtype.value} -> {target.storage_dtype.value} allows (overflow or NaN)",
-                field=name,
-            )
-        error_max = max(error_max, float(error.max()))
+    for conversion in plan.conversions:
+        if conversion.component in rows:
+            error_max = max(error_max, _component(conversion, rows, converted))
     return converted, error_max
+
+
+def _component(conversion: Conversion, rows: Mapping[str, Tensor], converted: dict[str, Tensor]) -> float:
+    name, scale_name = conversion.component, f"{conversion.component}_scale"
+    if not any(not isinstance(op, Reorder) for op in conversion.ops):
+        converted.update({field: raw for field, raw in rows.items() if field in (name, scale_name)})
+        for op in conversion.ops:
+            assert isinstance(op, Reorder)
+            converted[name] = _reorder(rows[name], op, conversion.source.traits.itemsize)
+        return 0.0
+    values = decode_rows(rows[name], conversion.source, _scale(rows, name))
+    for op in conversion.ops:
+        if isinstance(op, Reorder):
+            values = _reorder(values, op, 1)
+    raw, scale = encode_rows(values, conversion.target)
+    converted[name] = raw
+    if scale is not None:
+        converted[scale_name] = scale.unsqueeze(-1).view(torch.uint8)
+    return _error(conversion, values, decode_rows(raw, conversion.target, scale), scale)
+
+
+def _error(conversion: Conversion, values: Tensor, found: Tensor, scale: Tensor | None) -> float:
+    """The largest error. Raises ConversionOutOfBounds where one is beyond the conversion's bound."""
+    bound, magnitude = conversion.loss, values.abs()
+    error = (found - values).abs()
+    allowed = magnitude * bound.relative + magnitude.amax(dim=-1, keepdim=True) * bound.per_row_max + bound.absolute
+    if bound.per_scale:
+        allowed = allowed + bound.per_scale * (1.0 if scale is None else scale.unsqueeze(-1))
+    outside = ~(error <= allowed)  # also where a NaN makes the comparison false
+    if bool(outside.any()):
+        source, target = conversion.source.storage_dtype.value, conversion.target.storage_dtype.value
+        raise ConversionOutOfBounds(
+            f"{conversion.component}: {int(outside.sum())} elements of {outside.numel()} are further from their "
+            f"source than the bound for {source} -> {target} allows (overflow or NaN)",
+            field=conversion.component,
+        )
+    return float(error.max())
+
+
+def _reorder(rows: Tensor, op: Reorder, width: int) -> Tensor:
+    """Elements of `width` bytes from halves to neighbouring pairs, or back."""
+    half = rows.shape[-1] // width // 2
+    inner = (2, half, width) if op.source == "model" else (half, 2, width)
+    return rows.reshape(*rows.shape[:-1], *inner).transpose(-2, -3).reshape(rows.shape)
 
 
 def _scale(rows: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -216,19 +259,25 @@ def _scale(rows: Mapping[str, Tensor], name: str) -> Tensor | None:
     return None if raw is None else raw.contiguous().view(torch.float32).squeeze(-1)
 
 
-def _digest(
-    rows: Mapping[str, Tensor], plan: TransformPlan, part: PlanPart, layers: slice, token_start: int, key: int
-) -> int:
-    return sum(
-        fold(
-            row_digests(
-                raw,
-                field_index=FIELD_NAMES.index(name),
-                layer_start=plan.producer.layer_start + layers.start,
-                token_start=token_start,
-                head_start=part.head_start,
-                key=key,
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """The logical position of a pass."""
+
+    layers: tuple[int, ...]
+    token_start: int
+    key: int
+
+    def digest(self, rows: Mapping[str, Tensor], side: tuple[Runs, ...]) -> int:
+        return sum(
+            fold(
+                row_digests(
+                    rows[runs.field.name],
+                    field_index=FIELD_NAMES.index(runs.field.name),
+                    layers=self.layers,
+                    token_start=self.token_start,
+                    head_start=runs.head_start,
+                    key=self.key,
+                )
             )
+            for runs in side
         )
-        for name, raw in rows.items()
-    )

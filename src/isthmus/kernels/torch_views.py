@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from isthmus.state.addressing import FieldAddress
+from isthmus.core.errors import Unsupported
+from isthmus.state.digits import Axis
+from isthmus.state.fields import FieldAddress
 
 __all__ = ["field_view"]
 
@@ -28,11 +30,17 @@ def field_view(
     Returns:
         A view [layers, num_blocks, block_size, num_heads, units], in the widest integer unit that divides every
         stride, so that gathers and scatters move words and not bytes.
+
+    Raises:
+        Unsupported: the field's rows are not runs of bytes.
     """
-    strides = [
-        stride.at(num_blocks)
-        for stride in (field.layer_stride, field.block_stride, field.token_stride, field.head_stride)
-    ]
+    if not field.contiguous:
+        raise Unsupported(f"interior: rows of {field.name} are not runs of bytes; wanted row", field="interior")
+    strides = []
+    for axis in (Axis.LAYER, Axis.BLOCK, Axis.TOKEN, Axis.HEAD):
+        stride = field.stride(axis)
+        assert stride is not None
+        strides.append(stride.at(num_blocks))
     offset = field.offset.at(num_blocks) + head * strides[3]
     measures = (*strides, offset, field.row_bytes, region.numel())
     width, dtype = next((width, dtype) for width, dtype in _UNITS if all(measure % width == 0 for measure in measures))

@@ -1,44 +1,58 @@
-"""What a conversion may lose: a bound per pair of encodings, for elements within the target's range."""
+"""What a conversion may lose: a bound per pair of encodings, for values within the target's range."""
 
-from isthmus.state.encoding import SCALE_MIN, TRAITS, Traits
+from isthmus.state.encoding import INTEGERS, SCALE_MIN, TRAITS, Encoding, Quant, StorageDtype, Traits
 from isthmus.state.plan import LossBound
-from isthmus.state.representation import GroupRepresentation
 
-__all__ = ["loss_bound"]
+__all__ = ["cast_bound", "holds", "quantise_bound", "rebias_bound"]
 
 _F32_UNIT = 2.0**-24
 
 
-def loss_bound(producer: GroupRepresentation, consumer: GroupRepresentation) -> LossBound:
-    """The bound of decoding by one and encoding by the other, relative to the decoded value.
+def cast_bound(source: Traits | None, target: Encoding) -> LossBound:
+    """To an encoding without scales. `source` is None where the value is an f32 product of code and scale.
 
     Rounding to nearest errs by at most half a unit in the last place: 2**-significand_bits of the value, or half the
-    subnormal step. A code of an integer encoding errs by at most half a scale, where scale = max|row| / 127.
+    subnormal step.
     """
-    source, target = TRAITS[producer.storage_dtype], TRAITS[consumer.storage_dtype]
-    if producer.storage_dtype is consumer.storage_dtype and _same_scale(producer, consumer):
+    traits = target.traits
+    if target.storage_dtype is StorageDtype.F32 or (source is not None and holds(source, traits)):
         return LossBound()
-    if consumer.quant is not None:
-        # Half a code, and f32 rounding of the scale, the quotient and the product; half the smallest scale at least.
-        return LossBound(per_row_max=0.5 / target.largest + 4 * _F32_UNIT, absolute=SCALE_MIN / 2)
-    if producer.quant is None and _holds(source, target):
-        return LossBound()
-    if producer.quant is not None and target.significand_bits >= 24:
-        # Decoding already gives the f32 that is stored.
-        return LossBound()
-    return LossBound(relative=2.0**-target.significand_bits, absolute=target.smallest_step / 2)
+    return LossBound(relative=2.0**-traits.significand_bits, absolute=traits.smallest_step / 2)
 
 
-def _same_scale(producer: GroupRepresentation, consumer: GroupRepresentation) -> bool:
-    a, b = producer.quant, consumer.quant
-    if a is None or b is None:
-        return a is b
-    return a.granularity == b.granularity and a.scale_dtype is b.scale_dtype
+def quantise_bound(target: Encoding, quant: Quant) -> LossBound:
+    """To codes with a scale. Integers err by half a code; floating-point codes as in a cast, in units of the scale.
 
-
-def _holds(source: Traits, target: Traits) -> bool:
-    """Whether every value of one floating-point encoding is exactly a value of the other.
-
-    Enough here: subnormals of the narrower are normal numbers of the wider, since exponent bits grow too.
+    Found on the way, scale <= max|row| / largest, rounded up to its own encoding; at least that one's smallest.
+    The f32 roundings of scale, quotient and product are counted in.
     """
-    return source.significand_bits <= target.significand_bits and source.exponent_bits <= target.exponent_bits
+    traits = target.traits
+    step = 0.5 if target.storage_dtype in INTEGERS else traits.smallest_step / 2
+    relative = 0.0 if target.storage_dtype in INTEGERS else 2.0**-traits.significand_bits + 4 * _F32_UNIT
+    if quant.static and not quant.tensor_scale:
+        return LossBound(relative=relative + 4 * _F32_UNIT, per_scale=step)
+    scale = TRAITS[quant.scale_dtype]
+    up = 2.0 if quant.scale_dtype is StorageDtype.UE8M0 else 1.0 + 2.0 ** (1 - scale.significand_bits)
+    smallest = max(SCALE_MIN, scale.smallest_step)
+    if quant.tensor_scale:
+        # What shares a scale is scaled once more by a figure of the layer: the bound is in units of the whole scale.
+        return LossBound(relative=relative + 4 * _F32_UNIT, per_scale=step)
+    return LossBound(
+        relative=relative, per_row_max=step / traits.largest * up + 4 * _F32_UNIT, absolute=step * smallest
+    )
+
+
+def rebias_bound(source: Traits, target: Traits, exponent: int) -> LossBound:
+    """The same codes under another bias: only what falls between two of the target's subnormals is rounded."""
+    if target.smallest_step <= source.smallest_step * 2.0**-exponent:
+        return LossBound()
+    return LossBound(per_scale=target.smallest_step / 2)
+
+
+def holds(source: Traits, target: Traits) -> bool:
+    """Whether every finite value of one floating-point encoding is exactly a value of the other."""
+    return (
+        source.significand_bits <= target.significand_bits
+        and source.largest <= target.largest
+        and source.smallest_step >= target.smallest_step
+    )

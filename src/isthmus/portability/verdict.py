@@ -1,45 +1,72 @@
-"""The verdict on two sides: gate, differences, plans, what is lost and what crosses."""
+"""The verdict on two sides: gate, differences, outcome; then plans, and what crosses."""
 
 from dataclasses import dataclass
 
 from isthmus.core.errors import Unsupported
-from isthmus.portability.compiler import compile_plan
+from isthmus.portability.compiler import compile_plans
 from isthmus.portability.differences import Difference, differences
 from isthmus.portability.gate import GateResult, gate, refuse_unless_passed
 from isthmus.state.identity import Identity
 from isthmus.state.plan import Outcome, TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation
 
-__all__ = ["Verdict", "judge", "plans_or_refuse"]
+__all__ = ["Decision", "Side", "Verdict", "decide", "judge", "plans_or_refuse"]
+
+Side = tuple[Identity, KVRepresentation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What was decided and why. `plans` has one plan per layer group, and is empty where the outcome is `reject`."""
+class Decision:
+    """What was decided, and on what grounds."""
 
     outcome: Outcome
     gate: GateResult
     differences: tuple[Difference, ...]
+
+    @property
+    def crosses(self) -> bool:
+        return self.outcome not in (Outcome.REJECT, Outcome.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A decision and its plans: one for each pair of layer groups that meet, none where nothing crosses."""
+
+    decision: Decision
     plans: tuple[TransformPlan, ...]
-    producer_bytes_per_token: int
-    consumer_bytes_per_token: int
+    producer_bytes_per_token: float
+    consumer_bytes_per_token: float
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.decision.outcome
+
+    @property
+    def gate(self) -> GateResult:
+        return self.decision.gate
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        return self.decision.differences
 
     @property
     def lossless(self) -> bool:
-        return bool(self.plans) and all(plan.loss.lossless for plan in self.plans)
+        return bool(self.plans) and all(plan.lossless for plan in self.plans)
 
 
-def judge(producer: tuple[Identity, KVRepresentation], consumer: tuple[Identity, KVRepresentation]) -> Verdict:
-    """Decide whether the consumer may read the producer's KV, and how. Never raises for an incompatible pair."""
+def decide(producer: Side, consumer: Side) -> Decision:
+    """Whether the consumer may read the producer's KV. Never raises for an incompatible pair."""
     gated = gate(producer[0], consumer[0])
     found = differences(producer[1], consumer[1])
-    rejected = not gated.passed or any(difference.resolution == "reject" for difference in found)
-    plans = () if rejected else _compile(producer[1], consumer[1])
+    return Decision(outcome=_outcome(gated, found), gate=gated, differences=found)
+
+
+def judge(producer: Side, consumer: Side) -> Verdict:
+    """Decide, and compile the plans."""
+    decision = decide(producer, consumer)
     return Verdict(
-        outcome=_combine(plans) if plans else Outcome.REJECT,
-        gate=gated,
-        differences=found,
-        plans=plans,
+        decision=decision,
+        plans=compile_plans(producer[1], consumer[1]) if decision.crosses else (),
         producer_bytes_per_token=producer[1].bytes_per_token,
         consumer_bytes_per_token=consumer[1].bytes_per_token,
     )
@@ -55,25 +82,21 @@ def plans_or_refuse(verdict: Verdict) -> tuple[TransformPlan, ...]:
     refuse_unless_passed(verdict.gate)
     if not verdict.plans:
         said = "; ".join(
-            f"{d.field}: producer {d.producer}, consumer {d.consumer}"
+            f"{d.name}: producer {d.producer}, consumer {d.consumer}"
             for d in verdict.differences
-            if d.resolution == "reject"
+            if d.resolution in ("reject", "unknown")
         )
         raise Unsupported(f"representation differs where no plan resolves it: {said}", field="representation")
     return verdict.plans
 
 
-def _compile(producer: KVRepresentation, consumer: KVRepresentation) -> tuple[TransformPlan, ...]:
-    return tuple(
-        compile_plan(ours, producer.partition, theirs, consumer.partition)
-        for ours, theirs in zip(producer.groups, consumer.groups, strict=True)
-    )
-
-
-def _combine(plans: tuple[TransformPlan, ...]) -> Outcome:
-    """The outcome of all groups together."""
-    redistributes = any(plan.outcome in (Outcome.REDISTRIBUTE, Outcome.REDISTRIBUTE_CONVERT) for plan in plans)
-    converts = any(plan.ops for plan in plans)
-    if redistributes:
-        return Outcome.REDISTRIBUTE_CONVERT if converts else Outcome.REDISTRIBUTE
-    return Outcome.CONVERT if converts else Outcome.DIRECT
+def _outcome(gated: GateResult, found: tuple[Difference, ...]) -> Outcome:
+    """A known mismatch rejects; what is not known is refused as such; else what has to be done."""
+    resolutions = {difference.resolution for difference in found}
+    if "reject" in resolutions or not (gated.passed or gated.unknown):
+        return Outcome.REJECT
+    if "unknown" in resolutions or gated.unknown:
+        return Outcome.UNKNOWN
+    if "redistribute" in resolutions:
+        return Outcome.REDISTRIBUTE_CONVERT if "convert" in resolutions else Outcome.REDISTRIBUTE
+    return Outcome.CONVERT if "convert" in resolutions else Outcome.DIRECT

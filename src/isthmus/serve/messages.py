@@ -12,6 +12,7 @@ from msgspec import Meta
 from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.request import Request, TokenId
+from isthmus.state.assumption import Assumption
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
 from isthmus.state.structs import Name, Token, WireStruct
@@ -142,7 +143,7 @@ class HandoffReport(WireStruct, frozen=True, kw_only=True, tag="handoff_report")
     outcome: Name
     lossless: bool
     fingerprints: tuple[str, ...]
-    assumptions: tuple[Text, ...]
+    assumptions: tuple[Assumption, ...]
     producer_digest: str
     consumer_digest: str
     rows_checked: int

@@ -28,10 +28,15 @@ UNVERIFIED = "unverified"
 
 
 class WeightsRecord(WireStruct, frozen=True, kw_only=True):
-    """The weights actually loaded. `digest` is over names, shapes and bytes, in `dtype` (a precision, not a wish)."""
+    """The weights loaded. `digest` is over names, shapes and bytes, in `dtype` (a precision, not a wish).
+
+    Where nobody has read them yet, `digest` is '' and `published` names them, as `repository@revision`: a launch line
+    says no more. A worker always has a digest.
+    """
 
     dtype: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{1,31}\Z")]
     digest: HexDigest
+    published: Name = ""
 
 
 class RopeState(WireStruct, frozen=True, kw_only=True):

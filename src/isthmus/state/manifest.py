@@ -15,8 +15,8 @@ from isthmus.state.structs import WireStruct
 
 __all__ = ["SCHEMA_VERSION", "SCHEMA_VERSIONS_SPOKEN", "decode_manifest", "encode_manifest", "negotiate_version"]
 
-SCHEMA_VERSION = 1
-SCHEMA_VERSIONS_SPOKEN = (1,)
+SCHEMA_VERSION = 2
+SCHEMA_VERSIONS_SPOKEN = (2,)
 
 
 _NAMED = re.compile(r"Object .* field `(?P<field>.*)`$|(?P<required>\w[\w., ]*): got ")

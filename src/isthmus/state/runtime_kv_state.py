@@ -8,8 +8,10 @@ from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, Te
 from isthmus.core.limits import BLOCKS_PER_POOL_MAX, LAYER_GROUPS_MAX
 from isthmus.core.units import blocks_for
 from isthmus.state.addressing import address_shards
+from isthmus.state.fields import ShardAddressing
 from isthmus.state.identity import HexDigest, Identity, TokenRange
-from isthmus.state.representation import GroupRepresentation, Partition
+from isthmus.state.partition import Partition
+from isthmus.state.representation import GroupRepresentation
 from isthmus.state.structs import Name, Token, WireStruct, require
 
 __all__ = ["GroupState", "KVRepresentation", "Ownership", "Residency", "RuntimeKVState"]
@@ -22,12 +24,23 @@ class KVRepresentation(WireStruct, frozen=True, kw_only=True):
     partition: Partition
 
     def __post_init__(self) -> None:
-        for group in self.groups:
-            address_shards(group, self.partition)  # raises where the partition does not fit the heads
+        self.address()  # raises where the partition does not fit
+        held = [(layer, part.name) for group in self.groups for layer in group.layers for part in group.components]
+        require(len(set(held)) == len(held), "groups", "a layer's component twice", "each component of a layer once")
+
+    def address(self) -> tuple[tuple[ShardAddressing, ...], ...]:
+        """The shards of each group. Region ids begin with the group's number. Raises ValueError."""
+        return tuple(address_shards(group, self.partition, f"g{index}.") for index, group in enumerate(self.groups))
 
     @property
-    def bytes_per_token(self) -> int:
+    def bytes_per_token(self) -> float:
+        """KV bytes one token takes over all groups, each once; states, which do not grow, not counted."""
         return sum(group.bytes_per_token for group in self.groups)
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Bytes of states, which a sequence takes whatever its length."""
+        return sum(group.bytes_per_sequence for group in self.groups)
 
 
 class GroupState(WireStruct, frozen=True, kw_only=True):
@@ -111,7 +124,8 @@ class RuntimeKVState(WireStruct, frozen=True, kw_only=True):
         wanted = len(self.representation.groups)
         require(len(self.groups) == wanted, "groups", len(self.groups), f"{wanted}, one per layer group")
         for group, state in zip(self.representation.groups, self.groups, strict=True):
-            blocks = blocks_for(self.token_range.stop, group.block_size) - self.token_range.start // group.block_size
+            rows, span = group.held(self.token_range), group.block_size * self.representation.partition.dcp_size
+            blocks = blocks_for(rows.stop, span) - rows.start // span
             require(
                 len(state.block_ids) == blocks,
                 "block_ids",

@@ -18,7 +18,7 @@ from msgspec import Meta
 from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, WorkerId
 from isthmus.core.limits import BLOCKS_PER_POOL_MAX, NAME_CHARS_MAX, REGIONS_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.core.units import ByteCount, Duration
-from isthmus.state.addressing import RegionShape
+from isthmus.state.fields import RegionShape
 from isthmus.state.structs import Name, Token, WireStruct, require
 
 __all__ = [

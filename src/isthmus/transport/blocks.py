@@ -13,7 +13,7 @@ import numpy.typing as npt
 from isthmus.core.errors import BadInput, Bug, NotAuthorised
 from isthmus.core.ids import RegionId
 from isthmus.core.units import KIB
-from isthmus.state.addressing import RegionShape
+from isthmus.state.fields import RegionShape
 from isthmus.transport.base import BlockRead, Lender
 
 __all__ = ["Chunk", "HostLender", "check_shapes", "check_staging", "chunks_of", "copy_blocks", "copy_chunk", "dense"]

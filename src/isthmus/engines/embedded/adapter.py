@@ -29,7 +29,6 @@ from isthmus.handoff.seams import Prefilled
 from isthmus.kernels.binding import bind
 from isthmus.kernels.report import Verified
 from isthmus.kernels.torch_execute import execute
-from isthmus.state.addressing import address_shards
 from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
@@ -189,7 +188,7 @@ class EmbeddedKV:
 
         def work(_: threading.Event) -> tuple[Verified, ...]:
             with torch.inference_mode():
-                return tuple(self._convert(plan, state, index, image, blocks) for index, plan in enumerate(plans))
+                return tuple(self._convert(plan, state, image, blocks) for plan in plans)
 
         return await in_thread(self._converting, work)
 
@@ -197,19 +196,17 @@ class EmbeddedKV:
         self,
         plan: TransformPlan,
         state: RuntimeKVState,
-        index: int,
         image: Mapping[RegionId, memoryview],
         blocks: Sequence[BlockId],
     ) -> Verified:
-        offered, pool = state.groups[index], self._engine.pool
+        offered, pool = state.groups[plan.producer_group], self._engine.pool
         crossed = len(offered.block_ids)
         binding = bind(
+            plan,
             state.token_range,
             producer_blocks=range(crossed),  # an image holds the blocks in token order
-            producer_block_size=plan.producer.block_size,
             producer_num_blocks=crossed,
             consumer_blocks=blocks,
-            consumer_block_size=plan.consumer.block_size,
             consumer_num_blocks=pool.num_blocks,
         )
         return execute(
@@ -234,7 +231,4 @@ class EmbeddedKV:
         """The pool's regions by [rank][region]."""
         pool = self._engine.pool
         by_id = {region.id: region.data for region in pool.regions}
-        return [
-            [by_id[region.id] for region in shard.regions]
-            for shard in address_shards(pool.group, pool.representation.partition)
-        ]
+        return [[by_id[region.id] for region in shard.regions] for shard in pool.representation.address()[0]]

@@ -68,7 +68,8 @@ def paged_attention(
 
 def _attend(rows: Tensor, band: Band, pool: PagedPool, layer: int) -> Tensor:
     """One band: query rows f32 [step_tokens, heads, size] to f32 [slots of the band, heads, size]."""
-    kv_heads, size, size_v = pool.group.num_kv_heads, pool.group.head_size, pool.group.head_size_v
+    kv_heads = pool.group.num_kv_heads
+    size, size_v = (pool.group.component(name).count for name in ("key", "value"))
     requests, count = band.counts[0], len(band.tile_request)
     group = rows.shape[1] // kv_heads
     queries = rows.index_select(0, band.query_rows).view(-1, requests, QUERY_TILE, kv_heads, group, size)

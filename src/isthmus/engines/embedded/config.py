@@ -12,15 +12,9 @@ from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid
 from isthmus.core.limits import BLOCK_SIZE_TOKENS_MAX, BLOCKS_PER_POOL_MAX, TOKENS_PER_REQUEST_MAX, TP_SIZE_MAX
 from isthmus.engines.embedded.shape import ModelShape
-from isthmus.state.representation import (
-    GroupKind,
-    GroupRepresentation,
-    KvOrder,
-    Layout,
-    Partition,
-    Quant,
-    ScaleLocation,
-)
+from isthmus.state.encoding import Encoding, Quant, ScaleLocation
+from isthmus.state.partition import Partition
+from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import KVRepresentation
 
 __all__ = ["EmbeddedConfig", "config_of", "context_length_of", "representation_of"]
@@ -106,16 +100,16 @@ def representation_of(config: EmbeddedConfig, shape: ModelShape) -> KVRepresenta
             )
         group = GroupRepresentation(
             kind=GroupKind.FULL_ATTENTION,
-            layer_start=0,
-            layer_stop=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_size=shape.head_dim,
-            head_size_v=shape.head_dim,
+            layers=tuple(range(shape.num_layers)),
+            components=attention(
+                heads=shape.num_kv_heads,
+                head_size=shape.head_dim,
+                head_size_v=shape.head_dim,
+                encoding=Encoding(storage_dtype=cache.storage_dtype, quant=quant),
+            ),
             block_size=config.block_size,
             layout=config.kv_layout,
             kv_order=config.kv_order,
-            storage_dtype=cache.storage_dtype,
-            quant=quant,
         )
         return KVRepresentation(groups=(group,), partition=Partition(tp_size=config.tp_size))
     except ValueError as error:

@@ -20,8 +20,8 @@ from isthmus.engines.embedded.request import EngineRequest, FinishReason, StepOu
 from isthmus.engines.embedded.sampler import sample
 from isthmus.engines.embedded.scheduler import Active, Chunk, Scheduler
 from isthmus.kernels.torch_digest import row_digests
-from isthmus.state.addressing import FIELD_NAMES
 from isthmus.state.identity import TokenRange
+from isthmus.state.representation import FIELD_NAMES
 
 __all__ = ["EmbeddedEngine"]
 
@@ -159,7 +159,7 @@ class EmbeddedEngine:
                     row_digests(
                         rows[:, row : row + len(chunk)],
                         field_index=FIELD_NAMES.index(name),
-                        layer_start=self.pool.group.layer_start,
+                        layers=self.pool.group.layers,
                         token_start=chunk.start,
                         head_start=0,
                     )

@@ -7,7 +7,7 @@ import torch
 from isthmus.core.errors import NotAuthorised
 from isthmus.core.ids import RegionId
 from isthmus.engines.embedded.pool import PagedPool
-from isthmus.state.addressing import RegionShape
+from isthmus.state.fields import RegionShape
 from isthmus.transport.base import Lender
 from isthmus.transport.blocks import HostLender
 

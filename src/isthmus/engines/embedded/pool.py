@@ -14,9 +14,9 @@ from torch import Tensor
 
 from isthmus.core.errors import Unsupported
 from isthmus.core.ids import RegionId
-from isthmus.kernels.torch_codec import decode_rows, encode_rows
+from isthmus.kernels.torch_codec import check_encoding, decode_rows, encode_rows
 from isthmus.kernels.torch_views import field_view
-from isthmus.state.addressing import FieldAddress, RegionShape, ShardAddressing, address_shards
+from isthmus.state.fields import FieldAddress, RegionShape, ShardAddressing
 from isthmus.state.runtime_kv_state import KVRepresentation
 
 __all__ = ["Allocate", "EncodedRows", "PagedPool", "PoolRegion"]
@@ -79,11 +79,12 @@ class PagedPool:
             raise Unsupported(f"groups: got {len(representation.groups)}, wanted one layer group", field="groups")
         self.representation = representation
         self.group = representation.groups[0]
+        _check(representation)
         self.num_blocks = num_blocks
         self.device = torch.device(device)
         regions: list[PoolRegion] = []
         views: list[_FieldView] = []
-        for shard in address_shards(self.group, representation.partition):
+        for shard in representation.address()[0]:
             data = [_region_bytes(shape.size_bytes(num_blocks), self.device, allocate) for shape in shard.regions]
             regions.extend(
                 PoolRegion(rank=shard.rank, shape=shape, data=bytes_)
@@ -98,7 +99,7 @@ class PagedPool:
         fields: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
         for name, rows in (("key", key), ("value", value)):
-            raw, scale = encode_rows(rows, self.group.storage_dtype, self.group.quant)
+            raw, scale = encode_rows(rows, self.group.component(name).encoding)
             fields[name] = raw
             if scale is not None:
                 scales[f"{name}_scale"] = scale.unsqueeze(-1).view(torch.uint8)
@@ -124,7 +125,7 @@ class PagedPool:
         scale = None
         if f"{name}_scale" in self._views:
             scale = self._gather(f"{name}_scale", layer, blocks).view(torch.float32).squeeze(-1)
-        return decode_rows(self._gather(name, layer, blocks), self.group.storage_dtype, scale)
+        return decode_rows(self._gather(name, layer, blocks), self.group.component(name).encoding, scale)
 
     def read_tokens(self, block_ids: tuple[int, ...], length: int) -> EncodedRows:
         """A request's rows as stored, for comparison byte by byte: uint8 [layers, length, heads, bytes] per field."""
@@ -141,13 +142,29 @@ class PagedPool:
         words = field_view(
             data,
             field,
-            layers=self.group.num_layers,
+            layers=shard.layer_stop - shard.layer_start,
             num_blocks=self.num_blocks,
             block_size=self.group.block_size,
             head=0,
-            num_heads=shard.head_stop - shard.head_start,
+            num_heads=field.heads,
         )
-        return _FieldView(name=field.name, head_start=shard.head_start, head_stop=shard.head_stop, words=words)
+        stop = field.head_start + field.heads
+        return _FieldView(name=field.name, head_start=field.head_start, head_stop=stop, words=words)
+
+
+def _check(representation: KVRepresentation) -> None:
+    """What this engine does not do, though it can be described: replicas would be read twice, stages are several."""
+    group, partition = representation.groups[0], representation.partition
+    if [part.name for part in group.components] != ["key", "value"]:
+        raise Unsupported("components: wanted key and value", field="components")
+    if group.num_kv_heads % partition.tp_size or partition.pp_size > 1 or partition.dcp_size > 1:
+        raise Unsupported(
+            f"tp_size: got {partition.tp_size}, wanted a divisor of num_kv_heads = {group.num_kv_heads}, "
+            "with one stage and tokens not dealt",
+            field="tp_size",
+        )
+    for part in group.components:
+        check_encoding(part.encoding)
 
 
 def _region_bytes(size_bytes: int, device: torch.device, allocate: Allocate) -> Tensor:

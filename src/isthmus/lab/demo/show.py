@@ -30,8 +30,9 @@ def _workers(console: Console, workers: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for worker in workers:
         group = worker["representation"]["groups"][0]
-        quant = group["quant"]
-        encoding = group["storage_dtype"] + (f" / {quant['granularity']}, {quant['scale_location']}" if quant else "")
+        stored = group["components"][0]["encoding"]
+        quant = stored["quant"]
+        encoding = stored["storage_dtype"] + (f" / {quant['granularity']}, {quant['scale_location']}" if quant else "")
         table.add_row(
             worker["worker"],
             group["layout"],
@@ -52,16 +53,16 @@ def _pair(console: Console, pair: dict[str, Any]) -> None:
         console.print(f"  {difference['field']}: {values}  ({difference['resolution']})")
     for plan in pair["plans"]:
         ops = " → ".join(["gather", *plan["ops"], "scatter"])
-        console.print(f"  plan {plan['fingerprint'][:12]}: {ops}; {plan['parts']} part(s), at the {plan['run_at']}")
-        bound = ", ".join(f"{name} {value:.3g}" for name, value in plan["loss"].items() if value)
-        if bound:
-            console.print(f"  error bound: {bound}")
+        console.print(f"  plan {plan['fingerprint'][:12]}: {ops}; {plan['parts']} part(s), at the consumer")
+        for component, loss_bound in plan["loss"].items():
+            bound = ", ".join(f"{name} {value:.3g}" for name, value in loss_bound.items() if value)
+            console.print(f"  error bound of {component}: {bound}")
     console.print(
         f"  {pair['producer_bytes_per_token']:,} B/token on the producer and the wire, "
         f"{pair['consumer_bytes_per_token']:,} B/token here"
     )
     for assumption in pair["assumptions"]:
-        console.print(f"  assumed: {assumption}")
+        console.print(f"  assumed: {assumption['field']}: {assumption['value']} ({assumption['why']})")
 
 
 def _handoffs(console: Console, handoffs: list[dict[str, Any]]) -> None:

@@ -173,7 +173,7 @@ class Control:
                         "consumer": consumer.worker,
                         "outcome": verdict.outcome.value,
                         "lossless": verdict.lossless,
-                        "assumptions": list(verdict.gate.assumptions),
+                        "assumptions": msgspec.to_builtins(verdict.gate.assumptions),
                         "differences": [
                             {
                                 "field": d.field,
@@ -222,8 +222,10 @@ def _plan(plan: TransformPlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "outcome": plan.outcome.value,
         "parts": len(plan.parts),
-        "ops": [op.__struct_config__.tag for op in plan.ops],
-        "run_at": plan.run_at.value,
-        "run_at_reason": plan.run_at_reason,
-        "loss": {"relative": plan.loss.relative, "absolute": plan.loss.absolute, "per_row_max": plan.loss.per_row_max},
+        "ops": sorted({op.__struct_config__.tag for conversion in plan.conversions for op in conversion.ops}),
+        "loss": {
+            conversion.component: msgspec.to_builtins(conversion.loss)
+            for conversion in plan.conversions
+            if not conversion.loss.lossless
+        },
     }

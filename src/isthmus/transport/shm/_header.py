@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from isthmus.core.errors import Bug, PeerLost, TransferFailed
 from isthmus.core.limits import BLOCKS_PER_POOL_MAX, POOL_BYTES_MAX, REGIONS_MAX, SHM_HEADER_BYTES
-from isthmus.state.addressing import RegionShape
+from isthmus.state.fields import RegionShape
 from isthmus.state.structs import WireStruct
 
 __all__ = ["Header", "PlacedRegion", "has_stamp", "read_header", "wipe_stamp", "write_header"]
