@@ -186,7 +186,7 @@ def arrangements(draw, shape: Shape) -> tuple[KvOrder, Layout, str]:
         interiors += [f"conv_sd:{taps}"] * (kv_order is KvOrder.TWO_SLOTS and taps > 0)
     elif shape.kind is not GroupKind.INDEXER:
         packs = [f"{name}:{x}" for name in ("x_packed", "shuffled", "nz") for x in (2, 4)]
-        interiors = ["row"] * 8 + packs + ["isa_packed:vec", "isa_packed:vec16"]
+        interiors = ["row"] * 8 + packs + ["isa_packed:vec", "isa_packed:vec16", "isa_packed:amx"]
     interior = draw(st.sampled_from(interiors))
     layouts = list(Layout)
     if interior.startswith("conv_sd"):
@@ -221,8 +221,8 @@ def groups(draw, shape: Shape) -> GroupRepresentation:
     if draw(st.integers(0, 5)) == 0:
         fields["page_size_padded"] = _more_than_a_page(parts, shape) + draw(st.integers(0, 9))
     block_size = 1 if shape.kind in STATE_KINDS else draw(st.integers(1, 6))
-    if interior.startswith("shuffled") or interior.endswith("vec16"):
-        block_size = 16 if interior.endswith("vec16") else int(interior[-1]) * draw(st.integers(1, 2))
+    if interior.startswith("shuffled") or interior.endswith("amx"):
+        block_size = 16 if interior.endswith("amx") else int(interior[-1]) * draw(st.integers(1, 2))
     if "sliding" in shape.kind.value:
         fields["sliding_window"] = draw(st.sampled_from([0, 1, 5, 9]))
     return valid(

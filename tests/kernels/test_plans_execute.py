@@ -1,192 +1,243 @@
-"""Any pair of representations: the compiled plan, run by NumPy and by torch, against decoding each element by hand."""
+"""Any pair of representations: the plan, run by the reference, against decoding and encoding every row by hand."""
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch
-from isthmus.kernels import reference, torch_digest, torch_execute
-from isthmus.kernels.binding import bind
+from isthmus.core.errors import BadInput
+from isthmus.kernels import reference
+from isthmus.portability.alignment import Meeting
 from isthmus.portability.compiler import compile_plan
-from isthmus.state.addressing import address_shards
-from isthmus.state.identity import TokenRange
-from tests.strategies import block_table, empty_regions, pairs, shapes, sides
+from isthmus.state.plan import Conversion, Rebias, Reorder
+from isthmus.state.representation import GroupKind
+from isthmus.state.runtime_kv_state import KVRepresentation
+from tests.byhand import Pool, Rows, meaning_of, moved, rewritten, scale_of
+from tests.formats import F32
+from tests.kernels.cases import Case, a_case
+from tests.strategies import ATTENTION_KINDS, encoding_of, pairs, quant_of
+
+seeds = st.integers(0, 2**32 - 1)
+MLA = (GroupKind.MLA, GroupKind.SLIDING_WINDOW_MLA, GroupKind.INDEXER)
+STATES = (GroupKind.MAMBA, GroupKind.GDN)
+EVERY = st.one_of(pairs(ATTENTION_KINDS), pairs(MLA), pairs(STATES))
+checked = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 
-def write_by_description(group, partition, regions, num_blocks, blocks, start, values):
-    """Place encoded rows of values [K|V][L, T, H, D] one by one, straight from the addresses. Returns them decoded."""
-    decoded = {}
-    for shard in address_shards(group, partition):
-        for name in ("key", "value"):
-            raw, scale = reference.encode(values[name], group.storage_dtype, group.quant)
-            decoded[name] = reference.decode(raw, group.storage_dtype, scale)
-            parts = {name: raw}
-            if scale is not None:
-                parts[f"{name}_scale"] = np.ascontiguousarray(scale[..., None]).view(np.uint8)
-            for field in shard.fields:
-                if field.name not in parts:
-                    continue
-                rows = parts[field.name]
-                for layer, token, head in np.ndindex(rows.shape[0], rows.shape[1], shard.head_stop - shard.head_start):
-                    position = start + token
-                    block = blocks[position // group.block_size - start // group.block_size]
-                    offset = (
-                        field.offset.at(num_blocks)
-                        + layer * field.layer_stride.at(num_blocks)
-                        + block * field.block_stride.at(num_blocks)
-                        + position % group.block_size * field.token_stride.at(num_blocks)
-                        + head * field.head_stride.at(num_blocks)
-                    )
-                    region = regions[shard.rank][field.region]
-                    region[offset : offset + field.row_bytes] = rows[layer, token, shard.head_start + head]
-    return decoded
+def execute(case: Case) -> reference.Counts:
+    """Run the plan on the case's own pools."""
+    scales = case.scales("producer"), case.scales("consumer")
+    return reference.execute(case.plan, case.binding, case.source.regions, case.target.regions, *scales)
 
 
-def a_case(pair, seed):
-    """Fill a producer's pool with random values and bind it to an empty consumer's."""
-    (group, partition), (to_group, to_partition) = pair
-    rng = np.random.default_rng(seed)
-    start = int(rng.integers(0, 9))
-    tokens = TokenRange(start=start, stop=start + int(rng.integers(1, 20)))
-    span = lambda size: tokens.stop - tokens.start // size * size  # noqa: E731
-    counts = [span(g.block_size) // g.block_size + 3 for g in (group, to_group)]
-    tables = [
-        block_table(rng, span(g.block_size), g.block_size, n) for g, n in zip((group, to_group), counts, strict=True)
-    ]
-    regions = [empty_regions(group, partition, counts[0]), empty_regions(to_group, to_partition, counts[1])]
-    shape = (group.num_layers, len(tokens), group.num_kv_heads, group.head_size)
-    values = {name: rng.normal(0, 3, shape).astype(np.float32) for name in ("key", "value")}
-    decoded = write_by_description(group, partition, regions[0], counts[0], tables[0], start, values)
-    binding = bind(
-        tokens,
-        producer_blocks=tables[0],
-        producer_block_size=group.block_size,
-        producer_num_blocks=counts[0],
-        consumer_blocks=tables[1],
-        consumer_block_size=to_group.block_size,
-        consumer_num_blocks=counts[1],
-    )
-    plan = compile_plan(group, partition, to_group, to_partition)
-    return plan, binding, regions, decoded, (counts[1], tables[1])
-
-
-def as_torch(regions):
-    return [[torch.from_numpy(region) for region in shard] for shard in regions]
-
-
-@given(pairs(), st.integers(0, 2**32 - 1))
-def test_reference_equals_decoding_by_one_description_and_encoding_by_the_other(pair, seed):
-    plan, binding, (source, target), decoded, (num_blocks, table) = a_case(pair, seed)
-    by_hand = [[region.copy() for region in shard] for shard in target]
-    reference.execute(plan, binding, source, target)
-    group, partition = pair[1]
-    write_by_description(group, partition, by_hand, num_blocks, table, binding.token_range.start, decoded)
-    for shard, expected in zip(target, by_hand, strict=True):
-        for region, wanted in zip(shard, expected, strict=True):
-            np.testing.assert_array_equal(region, wanted)
-
-
-@given(pairs(), st.integers(0, 2**32 - 1))
-def test_torch_writes_the_same_bytes_and_digests_as_the_reference(pair, seed):
-    plan, binding, (source, target), _, _ = a_case(pair, seed)
-    mine = as_torch([[region.copy() for region in shard] for shard in target])
-    verified = torch_execute.execute(plan, binding, as_torch(source), mine)
-    reference.execute(plan, binding, source, target)
-    for shard, expected in zip(mine, target, strict=True):
-        for region, wanted in zip(shard, expected, strict=True):
-            np.testing.assert_array_equal(region.numpy(), wanted)
-    layers, total = plan.producer.num_layers, 0
-    for part in plan.parts:
-        rows = {
-            runs.field.name: reference.gather(
-                source[part.producer_rank][runs.field.region],
-                runs,
-                layers,
-                binding.producer.blocks,
-                binding.producer.slots,
-                binding.producer.num_blocks,
-            )
-            for runs in part.gather
-        }
-        total += reference.digest(
-            rows,
-            layer_start=plan.producer.layer_start,
-            token_start=binding.token_range.start,
-            head_start=part.head_start,
-        )
-    assert verified.producer_digest == total % 2**64
-    assert verified.error_max == 0 or not plan.loss.lossless
-
-
-@given(shapes().flatmap(lambda shape: st.tuples(sides(shape), sides(shape))), st.integers(0, 2**32 - 1))
-def test_there_and_back_is_the_identity_for_lossless_pairs(pair, seed):
-    plan, binding, (source, target), _, _ = a_case(pair, seed)
-    back = compile_plan(plan.consumer, plan.consumer_partition, plan.producer, plan.producer_partition)
-    if not (plan.loss.lossless and back.loss.lossless):
-        return
-    reference.execute(plan, binding, source, target)
-    returned = empty_regions(*pair[0], binding.producer.num_blocks)
-    swapped = type(binding)(token_range=binding.token_range, producer=binding.consumer, consumer=binding.producer)
-    reference.execute(back, swapped, target, returned)
-    for shard, expected in zip(returned, source, strict=True):
-        for region, wanted in zip(shard, expected, strict=True):
-            np.testing.assert_array_equal(region, wanted)
-
-
-@given(pairs(), st.integers(0, 2**32 - 1), st.data())
-def test_one_flipped_bit_is_always_caught(pair, seed, data):
-    plan, binding, (source, target), _, _ = a_case(pair, seed)
-    offered = torch_execute.state_digest(plan, binding, as_torch(source))
-    part = data.draw(st.sampled_from(plan.parts))
-    runs = data.draw(st.sampled_from(part.gather))
-    rows = torch_execute.runs_view(
-        torch.from_numpy(source[part.producer_rank][runs.field.region]),
-        runs,
-        plan.producer,
-        binding.producer.num_blocks,
-    )
-    token = data.draw(st.integers(0, len(binding.token_range) - 1))
-    word = rows[:, binding.producer.blocks[token], binding.producer.slots[token]]
-    index = tuple(data.draw(st.integers(0, extent - 1)) for extent in word.shape)
-    word[index] ^= 1 << data.draw(st.integers(0, word.element_size() * 8 - 2))
-    with pytest.raises((DigestMismatch, ConversionOutOfBounds)):
-        torch_execute.execute(plan, binding, as_torch(source), as_torch(target), offered=offered)
-
-
-@given(pairs(), st.integers(0, 2**32 - 1))
-def test_swapped_tokens_are_caught(pair, seed):
-    plan, binding, (source, target), decoded, _ = a_case(pair, seed)
-    if len(binding.token_range) < 2 or (decoded["key"][:, 0] == decoded["key"][:, 1]).all():
-        return
-    offered = torch_execute.state_digest(plan, binding, as_torch(source))
-    for side in (binding.producer.blocks, binding.producer.slots):
-        side[[0, 1]] = side[[1, 0]]
-    with pytest.raises(DigestMismatch):
-        torch_execute.execute(plan, binding, as_torch(source), as_torch(target), offered=offered)
-
-
-@given(st.integers(0, 63), st.sampled_from([2, 4, 16]), st.integers(0, 2**32 - 1))
-def test_one_bit_position_flipped_in_several_words_of_a_row_changes_its_digest(bit, words, seed):
-    """A stuck data lane: with a weaker mix of words, flips of high bits cancelled in half of all pairs."""
-    raw = np.random.default_rng(seed).integers(0, 256, (1, 64, 1, 128), dtype=np.uint8)
-    position = {"field_index": 0, "layer_start": 0, "token_start": 0, "head_start": 0}
-    before = torch_digest.row_digests(torch.from_numpy(raw), **position)
-    flipped = raw.view(np.uint64).copy()
-    flipped[..., :words] ^= np.uint64(1 << bit)
-    after = torch_digest.row_digests(torch.from_numpy(flipped.view(np.uint8)), **position)
-    assert not (before == after).any()
-
-
-@given(pairs(), st.integers(0, 2**32 - 1), st.sampled_from([1, 64, 200]))
-def test_working_memory_of_any_size_gives_the_same_bytes_and_digests(pair, seed, work_bytes):
-    plan, binding, (source, target), _, _ = a_case(pair, seed)
-    whole, pieces = (as_torch([[region.copy() for region in shard] for shard in target]) for _ in range(2))
-    wanted = torch_execute.execute(plan, binding, as_torch(source), whole)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_execute, "WORK_BYTES", work_bytes)
-        assert torch_execute.execute(plan, binding, as_torch(source), pieces) == wanted
-    for shard, expected in zip(pieces, whole, strict=True):
+def assert_equal(found: Pool, wanted: Pool) -> None:
+    for shard, expected in zip(found.regions, wanted.regions, strict=True):
         for region, bytes_ in zip(shard, expected, strict=True):
-            assert torch.equal(region, bytes_)
+            np.testing.assert_array_equal(region, bytes_)
+
+
+def only_moves(conversion: Conversion) -> bool:
+    return all(isinstance(op, Reorder) for op in conversion.ops)
+
+
+def by_hand(case: Case) -> tuple[Rows, dict[str, int]]:
+    """What the consumer's rows must be, and how many elements saturate; but for components that are rebiased."""
+    wanted: Rows = {}
+    saturated: dict[str, int] = {}
+    for part in case.plan.producer.components:
+        conversion, other = case.plan.conversion(part.name), case.plan.consumer.component(part.name)
+        if only_moves(conversion):
+            wanted |= moved(part, other, case.data)
+        elif not any(isinstance(op, Rebias) for op in conversion.ops):
+            rows, beyond = rewritten(other, meaning_of(part, case.data, case.layers), case.layers)
+            wanted |= rows
+            partition = case.plan.consumer_partition
+            saturated[part.name] = int(beyond.sum()) * max(1, partition.tp_size // (part.heads * partition.dcp_size))
+    return wanted, saturated
+
+
+@checked
+@given(EVERY, seeds)
+def test_reference_equals_decoding_by_one_description_and_encoding_by_the_other(pair, seed):
+    """Bit for bit, every replica, and no byte more: what is no row of the plan stays as it was."""
+    case = a_case(pair, seed)
+    target = case.target.copy()
+    counts = execute(case)
+    wanted, saturated = by_hand(case)
+    rebiased = case.target.get(case.binding.rows, case.layers)
+    target.put(case.binding.rows, case.layers, rebiased | wanted)
+    assert_equal(case.target, target)
+    for name, count in saturated.items():
+        assert counts.saturated.get(name, 0) == count
+    assert not any(counts.not_a_number.values())
+
+
+@checked
+@given(EVERY, seeds)
+def test_what_arrives_is_what_was_there_within_the_bound_unless_it_is_counted(pair, seed):
+    case = a_case(pair, seed)
+    counts = execute(case)
+    arrived = case.target.get(case.binding.rows, case.layers)
+    for part in case.plan.producer.components:
+        other, conversion = case.plan.consumer.component(part.name), case.plan.conversion(part.name)
+        before = meaning_of(part, case.data, case.layers)
+        after = meaning_of(other, arrived, case.layers)
+        if conversion.loss.lossless:
+            np.testing.assert_array_equal(after, before)
+        outside = ~(np.abs(after.astype(np.float64) - before) <= allowed(conversion, other, arrived, before, case))
+        assert int(outside.sum()) <= counts.saturated.get(part.name, 0)
+
+
+def allowed(conversion: Conversion, other, arrived: Rows, before: np.ndarray, case: Case) -> np.ndarray:
+    """The bound on every element, in the model's order."""
+    loss, magnitude = conversion.loss, np.abs(before.astype(np.float64))
+    scale = scale_of(other, arrived, case.layers, before).astype(np.float64)
+    return (
+        magnitude * loss.relative + loss.absolute + peak(other, magnitude) * loss.per_row_max + loss.per_scale * scale
+    )
+
+
+def peak(part, magnitude: np.ndarray) -> np.ndarray:
+    """max|what shares a scale in the pool| for every element, in the model's order."""
+    quant = part.encoding.quant
+    each = quant.block if quant is not None and quant.block else part.count
+    stored = np.arange(part.count)
+    if part.element_order == "rope_pairs":
+        stored = stored % (part.count // 2) * 2 + stored // (part.count // 2)
+    found = np.empty_like(magnitude)
+    for block in range(0, part.count, each):
+        chosen = (stored // each) == block // each
+        found[..., chosen] = magnitude[..., chosen].max(axis=-1, keepdims=True)
+    return found
+
+
+@checked
+@given(EVERY, seeds)
+def test_there_and_back_is_the_identity_where_both_ways_lose_nothing(pair, seed):
+    case = a_case(pair, seed)
+    back = compile_plan(pair[1], pair[0], Meeting(0, 0, case.layers))
+    if not (case.plan.lossless and back.lossless):
+        return
+    execute(case)
+    returned = Pool(**{f: getattr(case.source, f) for f in case.source.__dataclass_fields__ if f != "regions"},
+                    regions=[[np.full_like(r, 0xA5) for r in shard] for shard in case.source.regions])  # fmt: skip
+    reference.execute(
+        back,
+        case.swapped(),
+        case.target.regions,
+        returned.regions,
+        case.scales("consumer"),
+        case.scales("producer"),
+    )
+    if not (case.plan.converts or back.converts):
+        assert_equal(returned, case.source)
+    found = returned.get(case.binding.rows, case.layers)
+    for part in case.plan.producer.components:
+        after = meaning_of(part, found, case.layers)
+        np.testing.assert_array_equal(after, meaning_of(part, case.data, case.layers))
+
+
+@checked
+@given(EVERY, seeds)
+def test_what_a_lossless_cast_widened_is_narrowed_to_the_same_bytes(pair, seed):
+    case = a_case(pair, seed)
+    back = compile_plan(pair[1], pair[0], Meeting(0, 0, case.layers))
+    parts = [
+        part
+        for part in case.plan.producer.components
+        if part.encoding.quant is None and case.plan.conversion(part.name).loss.lossless
+    ]
+    execute(case)
+    source = case.source.copy()
+    scales = case.scales("consumer"), case.scales("producer")
+    reference.execute(back, case.swapped(), case.target.regions, source.regions, *scales)
+    found = source.get(case.binding.rows, case.layers)
+    for part in parts:
+        if part.encoding.quant is None and case.plan.consumer.component(part.name).encoding.quant is None:
+            np.testing.assert_array_equal(meaning_of(part, found, case.layers),
+                                          meaning_of(part, case.data, case.layers))  # fmt: skip
+
+
+def one_component(dtype: str, quant=None, *, count=8, heads=1, **fields) -> KVRepresentation:
+    from isthmus.state.partition import Partition
+    from isthmus.state.representation import Component, GroupRepresentation, KvOrder, Layout
+
+    part = Component(name="latent", heads=heads, count=count, encoding=encoding_of(dtype, quant), **fields)
+    group = GroupRepresentation(
+        kind=GroupKind.MLA, layers=(0, 1), components=(part,), block_size=4, layout=Layout.LBNHC,
+        kv_order=KvOrder.PACKED_C,
+    )  # fmt: skip
+    return KVRepresentation(groups=(group,), partition=Partition())
+
+
+DIGEST = {"scale_values": "ab" * 8}
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head", "channel"])
+def test_scales_on_the_layer_are_asked_for_where_they_are_needed_and_only_there(granularity):
+    static = quant_of(granularity, "layer_attr", **DIGEST)
+    case = a_case((one_component("i8", static), one_component("bf16")), 0)
+    with pytest.raises(BadInput, match="producer's latent has static scales of digest abab") as caught:
+        reference.execute(case.plan, case.binding, case.source.regions, case.target.regions)
+    assert caught.value.field == "quant.scale_values"
+    execute(case)
+    turned = one_component("i8", static, element_order="rope_pairs")
+    for other in (one_component("i8", static), turned):
+        if granularity == "channel" and other is turned:
+            continue  # other elements share a scale then
+        same = a_case((one_component("i8", static), other), 0)
+        reference.execute(same.plan, same.binding, same.source.regions, same.target.regions)
+        assert_same_meaning(same)
+
+
+def assert_same_meaning(case: Case) -> None:
+    arrived = case.target.get(case.binding.rows, case.layers)
+    for part in case.plan.producer.components:
+        other = case.plan.consumer.component(part.name)
+        before = meaning_of(part, case.data, case.layers)
+        np.testing.assert_array_equal(meaning_of(other, arrived, case.layers), before)
+
+
+def test_a_value_too_large_for_f16_is_counted_and_becomes_the_largest():
+    case = a_case((one_component("bf16"), one_component("f16")), 3)
+    values = np.array([65504, 65536, -70000, 1e30, -3e38, 1.5, 0, 65519], dtype=F32)
+    rows = case.data["latent"].view("<u2").reshape(2, -1, 1, 8)
+    rows[...] = (values.view(np.uint32) >> 16).astype("<u2")
+    case.source.put(case.binding.rows, case.layers, {"latent": rows.view(np.uint8)})
+    counts = execute(case)
+    found = case.target.get(case.binding.rows, case.layers)["latent"].view("<f2")
+    assert np.isfinite(found).all()
+    bf16 = (values.view(np.uint32) >> 16 << 16).view(F32)
+    beyond = np.abs(bf16) >= 65520
+    np.testing.assert_array_equal(np.abs(found[0, 0, 0][beyond]), 65504)
+    np.testing.assert_array_equal(found[0, 0, 0][~beyond], bf16[~beyond])
+    assert counts.saturated["latent"] == int(beyond.sum()) * rows.shape[0] * rows.shape[1]
+
+
+@pytest.mark.parametrize("scales", ["token_head", "none"])
+@pytest.mark.parametrize(("one", "other"), [("f8_e4m3fn", "f8_e4m3fnuz"), ("f8_e4m3fnuz", "f8_e4m3fn")])
+def test_e4m3fn_and_e4m3fnuz_are_exact_where_the_value_is_in_both(one, other, scales):
+    """With a scale for each row the exponent's bias goes there, so that all of e4m3fn is in e4m3fnuz."""
+    quant = quant_of("token_head", "inline") if scales == "token_head" else None
+    case = a_case((one_component(one, quant, count=256), one_component(other, quant, count=256)), 5)
+    codes = np.arange(256, dtype=np.uint8)
+    codes[[0x7F, 0xFF] if one == "f8_e4m3fn" else [0x80]] = 0  # no numbers
+    case.data["latent"][...] = codes
+    case.source.put(case.binding.rows, case.layers, case.data)
+    execute(case)
+    part, target = case.plan.producer.components[0], case.plan.consumer.components[0]
+    before = meaning_of(part, case.data, case.layers)
+    after = meaning_of(target, case.target.get(case.binding.rows, case.layers), case.layers)
+    if scales == "token_head":
+        exact = np.ones(256, bool) if one == "f8_e4m3fn" else code_in_both(codes, one, other)
+    else:
+        exact = code_in_both(codes, one, other)
+    assert exact.sum() > 200
+    np.testing.assert_array_equal(after[..., exact], before[..., exact])
+
+
+def code_in_both(codes: np.ndarray, one: str, other: str) -> np.ndarray:
+    from isthmus.state.encoding import StorageDtype
+    from tests.formats import table
+
+    return np.isin(table(StorageDtype(one))[codes], table(StorageDtype(other)))

@@ -175,7 +175,7 @@ MISFITS = [
     ({"interior": "x_packed:0", "layout": Layout.LBHNC}, {}, "interior"),
     ({"interior": "nz:3", "layout": Layout.LBHNC}, {}, "interior"),
     ({"interior": "shuffled:4", "layout": Layout.LBHNC, "block_size": 6}, {}, "block_size"),
-    ({"interior": "isa_packed:vec16", "layout": Layout.LBHNC, "block_size": 8}, {}, "block_size"),
+    ({"interior": "isa_packed:amx", "layout": Layout.LBHNC, "block_size": 8}, {}, "block_size"),
     ({"interior": "conv_sd:0", "kv_order": KvOrder.TWO_SLOTS}, {}, "interior"),
     ({"interior": "conv_sd:4"}, {}, "interior"),
 ]

@@ -37,9 +37,12 @@ def vec():
     return (lambda n, d, size: d * TOKENS + n, lambda n, d, size: n * size + d)
 
 
-def vec16():
-    """K [N/16, D, 16], V [N, D]."""
-    return (lambda n, d, size: (n // 16 * size + d) * 16 + n % 16, lambda n, d, size: n * size + d)
+def amx():
+    """K [N/16, D/2, 16, 2], V [D/16, N/2, 16, 2]: pairs of elements for K, of tokens for V."""
+    return (
+        lambda n, d, size: ((n // 16 * (size // 2) + d // 2) * 16 + n % 16) * 2 + d % 2,
+        lambda n, d, size: ((d // 16 * (TOKENS // 2) + n // 2) * 16 + d % 16) * 2 + n % 2,
+    )
 
 
 FORMULAS = {
@@ -49,7 +52,8 @@ FORMULAS = {
     "shuffled:16": shuffled(16),
     "nz:16": nz(16),
     "isa_packed:vec": vec(),
-    "isa_packed:vec16": vec16(),
+    "isa_packed:vec16": vec(),
+    "isa_packed:amx": amx(),
 }
 
 

@@ -113,7 +113,7 @@ def changed(draw, group: GroupRepresentation) -> GroupRepresentation:
         case "scales":
             part = group.components[-1]
             own = draw(encodings(Part(part.name, part.heads, part.count, part.encoding.transform)))
-            last = msgspec.structs.replace(part, encoding=own)
+            last = valid(lambda: msgspec.structs.replace(part, encoding=own))
             fields = {"components": (*group.components[:-1], last)}
     return valid(lambda: msgspec.structs.replace(group, **fields))
 
@@ -168,9 +168,11 @@ def test_the_same_places_are_the_same_bytes_whatever_they_mean(pair):
     (a,), (b,) = one.groups, other.groups
 
     def bytes_only(found):
-        return {key: (where[0], where[1], where[3]) for key, where in found.items()}
+        """Slots of blocks, not tokens: to which rank a token is dealt is no matter of bytes."""
+        return {key[:-1]: (where[0], where[1], where[3]) for key, where in found.items()}
 
-    alike = one.partition == other.partition and a.layers == b.layers and a.block_size == b.block_size
+    ranks = [(side.partition.tp_size, side.partition.pp_starts) for side in pair]
+    alike = ranks[0] == ranks[1] and a.layers == b.layers and a.block_size == b.block_size
     dtypes = [{part.name: part.encoding.storage_dtype for part in group.components} for group in (a, b)]
     by_hand = alike and dtypes[0] == dtypes[1] and bytes_only(spots(one)) == bytes_only(spots(other))
     assert same_placement(a, one.partition, b, other.partition) == by_hand

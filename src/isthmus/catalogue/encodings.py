@@ -30,6 +30,7 @@ class NamedRow(WireStruct, frozen=True, kw_only=True):
     components: tuple[RowComponent, ...]
     block_align: int = 1
     kv_order: str = "packed_c"
+    interior: str = ""
 
 
 @cache

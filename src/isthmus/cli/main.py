@@ -10,6 +10,8 @@ from typing import NoReturn
 import cyclopts
 
 from isthmus import __version__
+from isthmus.cli.bench import bench
+from isthmus.cli.check import check, describe
 from isthmus.cli.demo import demo
 from isthmus.cli.model import model
 from isthmus.cli.serve import serve
@@ -24,6 +26,9 @@ app = cyclopts.App(
     help="The boundary layer of heterogeneous prefill-decode LLM inference.",
 )
 app.command(demo)
+app.command(check)
+app.command(describe)
+app.command(bench)
 app.command(serve)
 app.command(top)
 app.command(model)

@@ -3,7 +3,7 @@
 from isthmus.state.encoding import INTEGERS, SCALE_MIN, TRAITS, Encoding, Quant, StorageDtype, Traits
 from isthmus.state.plan import LossBound
 
-__all__ = ["cast_bound", "holds", "quantise_bound", "rebias_bound"]
+__all__ = ["cast_bound", "quantise_bound", "rebias_bound"]
 
 _F32_UNIT = 2.0**-24
 
@@ -15,9 +15,13 @@ def cast_bound(source: Traits | None, target: Encoding) -> LossBound:
     subnormal step.
     """
     traits = target.traits
-    if target.storage_dtype is StorageDtype.F32 or (source is not None and holds(source, traits)):
+    if target.storage_dtype is StorageDtype.F32:
         return LossBound()
-    return LossBound(relative=2.0**-traits.significand_bits, absolute=traits.smallest_step / 2)
+    wide = source is not None and source.significand_bits <= traits.significand_bits
+    deep = source is not None and source.smallest_step >= traits.smallest_step
+    return LossBound(
+        relative=0.0 if wide else 2.0**-traits.significand_bits, absolute=0.0 if deep else traits.smallest_step / 2
+    )
 
 
 def quantise_bound(target: Encoding, quant: Quant) -> LossBound:
@@ -47,12 +51,3 @@ def rebias_bound(source: Traits, target: Traits, exponent: int) -> LossBound:
     if target.smallest_step <= source.smallest_step * 2.0**-exponent:
         return LossBound()
     return LossBound(per_scale=target.smallest_step / 2)
-
-
-def holds(source: Traits, target: Traits) -> bool:
-    """Whether every finite value of one floating-point encoding is exactly a value of the other."""
-    return (
-        source.significand_bits <= target.significand_bits
-        and source.largest <= target.largest
-        and source.smallest_step >= target.smallest_step
-    )

@@ -126,7 +126,7 @@ def address_rank(group: GroupRepresentation, tp_size: int, layers: int) -> tuple
 def _apart(group: GroupRepresentation) -> list[tuple[Component, ...]]:
     """What has a region of its own: each component, and the sections of a convolution together."""
     sections = tuple(part for part in group.components if part.name.startswith("conv_"))
-    others = [(part,) for part in group.components if part not in sections]
+    others: list[tuple[Component, ...]] = [(part,) for part in group.components if part not in sections]
     return [sections, *others] if sections else others
 
 

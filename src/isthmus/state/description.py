@@ -18,7 +18,7 @@ __all__ = ["Description"]
 
 
 class Description(WireStruct, frozen=True, kw_only=True):
-    """One side. `attn_backend` and `kv_cache_dtype` are the engine's own words, for each group of the representation.
+    """One side. `attn_backends` (one a group) and `kv_cache_dtype` are the engine's own words, `dtype` what it runs in.
 
     `assumed` is what the launch line did not say.
     """
@@ -29,6 +29,7 @@ class Description(WireStruct, frozen=True, kw_only=True):
     model: Name
     attn_backends: Annotated[tuple[str, ...], Meta(max_length=LAYER_GROUPS_MAX)]
     kv_cache_dtype: str
+    dtype: str
     identity: Identity
     representation: KVRepresentation
     assumed: tuple[Assumption, ...] = ()

@@ -51,6 +51,10 @@ class Digit(WireStruct, frozen=True, kw_only=True):
     stride: Stride
 
 
+def _place(digit: Digit) -> tuple[str, int]:
+    return digit.axis, digit.divisor
+
+
 def canonical(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
     """The one shortest form of a sum of digits: none of extent 1, neighbours merged where they are one run.
 
@@ -59,7 +63,7 @@ def canonical(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
     """
     found: list[Digit] = []
     kept = [digit for digit in digits if digit.extent != 1]
-    kept.sort(key=lambda digit: (digit.axis.value, digit.divisor))
+    kept.sort(key=_place)
     for digit in kept:
         last = found[-1] if found else None
         if (

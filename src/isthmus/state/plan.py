@@ -112,6 +112,10 @@ class Conversion(WireStruct, frozen=True, kw_only=True):
     loss: LossBound
     range_shrinks: bool = False
 
+    @property
+    def lossless(self) -> bool:
+        return self.loss.lossless and not self.range_shrinks
+
 
 class Runs(WireStruct, frozen=True, kw_only=True):
     """One field on one side of a part: its address, from local head `head` (the model's `head_start`) on."""
@@ -159,7 +163,7 @@ class TransformPlan(WireStruct, frozen=True, kw_only=True):
 
     @property
     def lossless(self) -> bool:
-        return all(conversion.loss.lossless for conversion in self.conversions)
+        return all(conversion.lossless for conversion in self.conversions)
 
     @property
     def converts(self) -> bool:

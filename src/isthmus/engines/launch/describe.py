@@ -63,8 +63,8 @@ def describe_line(text: str) -> Description:
             Assumption(
                 field="engine_version",
                 value=line.version,
-                why=f"none is given; this is the newest that there are rules for (say @{line.accelerator},"
-                f"{line.rules.plugin_of or line.rules.engine}=…)",
+                why=f"the newest that there are rules for; say @{line.accelerator},"
+                f"{line.rules.plugin_of or line.rules.engine}=VERSION",
             )
         )
     name = _model_name(given, line)
@@ -98,6 +98,7 @@ def describe_line(text: str) -> Description:
         model=name[-256:],
         attn_backends=tuple(str(settings.get("attn_backend", "")) for settings in by_kind),
         kv_cache_dtype=str(first.get("kv_cache_dtype", "")),
+        dtype=str(first.get("run_dtype", shape.dtype)),
         identity=identity,
         representation=representation,
         assumed=tuple(assumed),

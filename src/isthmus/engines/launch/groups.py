@@ -35,7 +35,7 @@ def group_of(layers: LayerShape, settings: Mapping[str, Value]) -> GroupRepresen
             block_size=1 if layers.state is not None else _number(settings, "block_size"),
             layout=Layout(_text(settings, "layout")),
             kv_order=_order(layers, settings, row),
-            interior=_interior(layers, settings),
+            interior=row.interior if row is not None and row.interior else _interior(layers, settings),
             row_bytes=0 if row is None else row.row_bytes,
             page_size_padded=int(settings.get("page_size_padded", 0)),
             sliding_window=layers.sliding_window if kept else 0,

@@ -226,6 +226,6 @@ def _plan(plan: TransformPlan) -> dict[str, Any]:
         "loss": {
             conversion.component: msgspec.to_builtins(conversion.loss)
             for conversion in plan.conversions
-            if not conversion.loss.lossless
+            if not conversion.lossless
         },
     }
