@@ -1,5 +1,6 @@
 """Every representation writes where `state.addressing` says, and reads back what the encoding keeps."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -9,22 +10,22 @@ from hypothesis import strategies as st
 from isthmus.core.errors import Unsupported
 from isthmus.engines.embedded.pool import PagedPool
 from isthmus.kernels.torch_codec import decode_rows
-from isthmus.state.addressing import FieldAddress, address_shards
-from isthmus.state.encoding import StorageDtype
-from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, Partition
+from isthmus.state.digits import Axis
+from isthmus.state.encoding import Encoding, StorageDtype
+from isthmus.state.fields import FieldAddress
+from isthmus.state.partition import Partition
+from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import KVRepresentation
-from tests.strategies import block_table, shapes, sides
+from tests.strategies import block_table, embedded_shapes, embedded_sides
 
 
-@st.composite
-def representations(draw) -> KVRepresentation:
-    group, partition = draw(sides(draw(shapes())))
-    return KVRepresentation(groups=(group,), partition=partition)
+def representations() -> st.SearchStrategy[KVRepresentation]:
+    return embedded_shapes().flatmap(embedded_sides)
 
 
 def slot_bytes(pool: PagedPool, data: np.ndarray, field: FieldAddress, at: tuple[int, int, int, int]) -> np.ndarray:
     """The bytes of one row by plain arithmetic."""
-    strides = (field.layer_stride, field.block_stride, field.token_stride, field.head_stride)
+    strides = [field.stride(axis) for axis in (Axis.LAYER, Axis.BLOCK, Axis.TOKEN, Axis.HEAD)]
     start = field.offset.at(pool.num_blocks)
     start += sum(index * stride.at(pool.num_blocks) for index, stride in zip(at, strides, strict=True))
     return data[start : start + field.row_bytes]
@@ -38,7 +39,7 @@ def fill(pool: PagedPool, blocks: list[int], tokens: int, seed: int) -> list[dic
     for layer in range(group.num_layers):
         key, value = (
             torch.randn(tokens, group.num_kv_heads, width, generator=generator)
-            for width in (group.head_size, group.head_size_v)
+            for width in (group.component("key").count, group.component("value").count)
         )
         for part in (slice(0, tokens // 2), slice(tokens // 2, tokens)):
             positions = range(*part.indices(tokens))
@@ -57,7 +58,7 @@ def test_rows_lie_where_the_addressing_says_and_nowhere_else(representation, tok
         region.data.fill_(0xA5)
     blocks = block_table(rng, tokens, pool.group.block_size, num_blocks)
     written = fill(pool, blocks, tokens, seed)
-    shards = address_shards(pool.group, representation.partition)
+    shards = representation.address()[0]
     data = {region.id: region.data.numpy() for region in pool.regions}
     for shard in shards:
         for field in shard.fields:
@@ -65,8 +66,8 @@ def test_rows_lie_where_the_addressing_says_and_nowhere_else(representation, tok
             for layer, rows in enumerate(written):
                 for token in range(tokens):
                     block, slot = blocks[token // pool.group.block_size], token % pool.group.block_size
-                    for head in range(shard.head_start, shard.head_stop):
-                        found = slot_bytes(pool, flat, field, (layer, block, slot, head - shard.head_start))
+                    for head in range(field.head_start, field.head_start + field.heads):
+                        found = slot_bytes(pool, flat, field, (layer, block, slot, head - field.head_start))
                         assert np.array_equal(found, rows[field.name][token, head].numpy())
                         found[:] = 0xA5
     assert all((region == 0xA5).all() for region in data.values())
@@ -85,7 +86,7 @@ def test_what_was_written_is_read_back_encoded_and_decoded(representation, token
         for name in ("key", "value"):
             scale = rows.get(f"{name}_scale")
             scale = None if scale is None else scale.contiguous().view(torch.float32).squeeze(-1)
-            wanted = decode_rows(rows[name], pool.group.storage_dtype, scale)
+            wanted = decode_rows(rows[name], pool.group.component(name).encoding, scale)
             assert torch.equal(pool.read(name, layer, torch.tensor(blocks))[:tokens], wanted)
 
 
@@ -106,21 +107,21 @@ def test_regions_lie_in_the_buffers_handed_in_and_stay_as_large_as_said():
 
 def test_more_than_one_layer_group_is_refused():
     representation = a_representation()
+    (group,) = representation.groups
+    another = msgspec.structs.replace(group, layers=(2, 3))
     with pytest.raises(Unsupported, match="one layer group"):
-        PagedPool(KVRepresentation(groups=representation.groups * 2, partition=representation.partition), 3)
+        PagedPool(KVRepresentation(groups=(group, another), partition=representation.partition), 3)
 
 
 def a_representation() -> KVRepresentation:
     group = GroupRepresentation(
         kind=GroupKind.FULL_ATTENTION,
-        layer_start=0,
-        layer_stop=2,
-        num_kv_heads=2,
-        head_size=8,
-        head_size_v=8,
+        layers=(0, 1),
+        components=attention(
+            heads=2, head_size=8, head_size_v=8, encoding=Encoding(storage_dtype=StorageDtype.BF16)
+        ),
         block_size=4,
         layout=Layout.LBNHC,
         kv_order=KvOrder.TWO_TENSORS,
-        storage_dtype=StorageDtype.BF16,
     )
     return KVRepresentation(groups=(group,), partition=Partition(tp_size=2))

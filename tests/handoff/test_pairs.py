@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from isthmus.state.encoding import TRAITS
-from isthmus.state.representation import KvOrder, Layout, ScaleLocation
+from isthmus.engines.embedded.config import RULES
+from isthmus.state.encoding import ScaleLocation
+from isthmus.state.representation import KvOrder, Layout
 from tests.engines.models import random_prompt
 from tests.handoff.worlds import World, alone, ask, decoded
 
@@ -63,11 +64,13 @@ async def test_a_hand_off_between_any_two_representations_installs_what_was_fill
                 assert torch.equal(installed.fields[field], rows)
         before = widened(world, filled, world.source_engine)
         after = widened(world, installed, world.destination_engine)
-        if plan.loss.lossless:
-            assert torch.equal(after, before)
-        allowed = before.abs() * plan.loss.relative + plan.loss.absolute
-        allowed += before.abs().amax(dim=-1, keepdim=True) * plan.loss.per_row_max
-        assert ((after - before).abs() <= allowed).all()
+        for number, conversion in enumerate(plan.conversions):
+            bound, values, found = conversion.loss, before[number], after[number]
+            if conversion.lossless:
+                assert torch.equal(found, values)
+            allowed = values.abs() * bound.relative + bound.absolute
+            allowed += values.abs().amax(dim=-1, keepdim=True) * bound.per_row_max
+            assert ((found - values).abs() <= allowed).all()
         tokens = await world.decode(request, released)
         if same:
             assert tokens == alone(model, producer["kv_cache_dtype"], PROMPT, request.sampling.max_tokens).token_ids
@@ -114,4 +117,4 @@ def test_the_pairs_are_as_many_and_as_different_as_claimed():
     )
     for side in (0, 1):
         assert {(p[side]["kv_layout"], p[side]["kv_order"]) for p in PAIRS} == set(itertools.product(Layout, KvOrder))
-    assert len(TRAITS) == len({e["kv_cache_dtype"] for e in ENCODINGS})
+    assert set(RULES.kv_cache_dtypes) == {e["kv_cache_dtype"] for e in ENCODINGS}

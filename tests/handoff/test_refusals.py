@@ -157,7 +157,7 @@ async def test_another_precision_of_one_lineage_passes_and_says_what_it_assumes(
         released = await world.hand_off(request)
         verdict = released.installed.verified.arrived.planned.verdict
         (assumption,) = verdict.gate.assumptions
-        assert "prefill in bfloat16 and decode in float32" in assumption
+        assert "prefill in bfloat16, decode in float32" in assumption.value
         assert len(await world.decode(request, released)) == 5
         await world.drained()
     sides = [(kv.identity, kv.representation) for kv in (world.source_kv, world.destination_kv)]

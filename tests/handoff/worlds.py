@@ -240,4 +240,4 @@ def decoded(engine: EmbeddedEngine, rows: EncodedRows, name: str) -> Tensor:
     scale = rows.fields.get(f"{name}_scale")
     if scale is not None:
         scale = scale.contiguous().view(torch.float32).squeeze(-1)
-    return decode_rows(rows.fields[name], engine.pool.group.storage_dtype, scale)
+    return decode_rows(rows.fields[name], engine.pool.group.component(name).encoding, scale)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from isthmus.core.errors import GrantUnknown, NotAuthorised, StaleEpoch
 from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import Duration
-from isthmus.state.addressing import RegionShape
+from isthmus.state.fields import RegionShape
 from isthmus.transport.base import BlockRead, PeerId
 
 GOOD = GrantId("a" * 32)
