@@ -103,6 +103,8 @@ def nearest(dtype: StorageDtype, values: np.ndarray) -> tuple[np.ndarray, np.nda
     up = np.where(tie, right % 2 == 0, magnitude * 2 > low + high)
     codes = np.where(up, right, right - 1).astype(np.uint32)
     negative = np.signbit(values)
+    if dtype is StorageDtype.UE8M0:
+        return codes, beyond
     if dtype in INTEGERS:
         whole = 1 << bits_of(dtype)
         return np.where(negative, (whole - codes) % whole, codes).astype(np.uint32), beyond
