@@ -47,11 +47,12 @@ class Case:
         """What is stored: f16 where the line does not say."""
         return {"key": self.ctk or "f16", "value": self.ctv or "f16"}
 
-    @property
-    def transforms(self) -> dict[str, str]:
-        """llama.cpp rotates what it quantises, where heads have a multiple of 64 elements (here 64)."""
-        rotated = {name: self.rotate and kind == "q8_0" for name, kind in self.types.items()}
-        return {name: "hadamard:64" if found else "none" for name, found in rotated.items()}
+    def line(self, model: str) -> str:
+        """The launch line, without what follows @."""
+        flags = {"-ctk": self.ctk, "-ctv": self.ctv, "-fa": self.fa}
+        words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+        variable = [] if self.rotate else ["LLAMA_ATTN_ROT_DISABLE=1"]
+        return " ".join([*variable, "llama-server", "-m", model, *words])
 
     def order(self, model: str, folder: str) -> dict[str, Any]:
         return {

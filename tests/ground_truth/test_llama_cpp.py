@@ -2,9 +2,10 @@
 computes. In an environment of its own: `make test-llama-cpp`.
 """
 
+import dataclasses
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from isthmus.core.errors import Unsupported
+from isthmus.core.errors import BadInput, NotCovered, Unsupported
+from isthmus.engines.embedded.prepare import SMOLLM2_NAME
+from isthmus.engines.launch.describe import describe
 from isthmus.kernels.binding import bind
 from isthmus.kernels.reference import execute
 from isthmus.portability.compiler import compile_plans
-from isthmus.state.encoding import Encoding, Granularity, Quant, ScaleLocation, StorageDtype
+from isthmus.state.encoding import ScaleLocation
 from isthmus.state.identity import TokenRange
 from isthmus.state.partition import Partition
-from isthmus.state.representation import Component, GroupKind, GroupRepresentation, KvOrder, Layout, attention
+from isthmus.state.representation import Layout
 from isthmus.state.runtime_kv_state import KVRepresentation
 from tests.ground_truth.gguf_models import WINDOW, packaged_gguf, write_f32, write_gemma3, write_qwen3
 from tests.ground_truth.llama_cpp_cases import (
@@ -112,45 +115,37 @@ def expected(models) -> dict[str, Values]:
 
 by_name = pytest.mark.parametrize("case", LLAMA, ids=lambda case: case.name)
 
-_ENCODINGS = {
-    "f32": Encoding(storage_dtype=StorageDtype.F32),
-    "f16": Encoding(storage_dtype=StorageDtype.F16),
-    "bf16": Encoding(storage_dtype=StorageDtype.BF16),
-    "q8_0": Encoding(
-        storage_dtype=StorageDtype.I8,
-        quant=Quant(
-            granularity=Granularity.BLOCK,
-            block=32,
-            scale_dtype=StorageDtype.F16,
-            scale_location=ScaleLocation.INTERLEAVED,
-        ),
-    ),
-}
+Described = Callable[[Case], KVRepresentation]
 
 
-def described(case: Case, extent: int = CELLS, layers: tuple[int, ...] = ()) -> KVRepresentation:
-    # STAND-IN until `isthmus describe` is there.
-    heads, count = (2, 64) if case.small else (3, 64)
-    layers = layers or tuple(range(2 if case.small else 30))
-    parts = {
-        name: Component(
-            name=name,
-            heads=heads,
-            count=count,
-            encoding=msgspec.structs.replace(_ENCODINGS[kind], transform=case.transforms[name]),
-            element_order="rope_pairs" if name == "key" and not case.small else "model",
-        )
-        for name, kind in case.types.items()
-    }
-    fields = {"kind": GroupKind.FULL_ATTENTION, "layers": layers, "kv_order": KvOrder.TWO_TENSORS}
-    rows = GroupRepresentation(**fields, components=tuple(parts.values()), block_size=1, layout=Layout.LBNHC)
-    if case.fa != "off":
-        return KVRepresentation(groups=(rows,), partition=Partition())
-    keys = msgspec.structs.replace(rows, components=(parts["key"],))
-    values = GroupRepresentation(
-        **fields, components=(parts["value"],), block_size=extent, layout=Layout.LBHNC, interior="x_packed:1"
+@pytest.fixture(scope="module")
+def described(models) -> Described:
+    """The representation that the case's launch line stands for."""
+
+    def of(case: Case) -> KVRepresentation:
+        path = models[case.model]
+        if case.small:
+            return describe(f"{case.line(str(path.with_suffix('')))} @cpu").representation
+        return describe(f"{case.line(str(path))} @cpu,base={SMOLLM2_NAME}").representation
+
+    return of
+
+
+def transposed(representation: KVRepresentation, extent: int) -> KVRepresentation:
+    """As without flash attention: values as [head, element, place]. No launch line says so yet."""
+    (group,) = representation.groups
+    key, value = group.components
+    keys = msgspec.structs.replace(group, components=(key,))
+    values = msgspec.structs.replace(
+        group, components=(value,), block_size=extent, layout=Layout.LBHNC, interior="x_packed:1"
     )
-    return KVRepresentation(groups=(keys, values), partition=Partition())
+    return KVRepresentation(groups=(keys, values), partition=representation.partition)
+
+
+def _of(case: Case, described: Described, extent: int = CELLS) -> KVRepresentation:
+    if case.fa != "off":
+        return described(case)
+    return transposed(described(dataclasses.replace(case, fa="on")), extent)
 
 
 def close(case: Case, off: np.ndarray, first_layer: int = 0) -> bool:
@@ -159,8 +154,8 @@ def close(case: Case, off: np.ndarray, first_layer: int = 0) -> bool:
 
 
 @by_name
-def test_the_description_reads_what_llama_cpp_wrote(case, llama, expected):
-    found = read_regions(described(case), llama[case.name].regions, case.cells, CELLS)
+def test_the_description_reads_what_llama_cpp_wrote(case, described, llama, expected):
+    found = read_regions(_of(case, described), llama[case.name].regions, case.cells, CELLS)
     for name in ("key", "value"):
         off = worst_rows(found[name], expected[case.model][name])
         print(f"{case.name} {name}: worst row of the first layer {off[0]:.2g}, of all {off.max():.2g}")
@@ -168,13 +163,13 @@ def test_the_description_reads_what_llama_cpp_wrote(case, llama, expected):
 
 
 @by_name
-def test_a_saved_state_is_a_pool_of_the_cells_that_it_holds(case, llama):
+def test_a_saved_state_is_a_pool_of_the_cells_that_it_holds(case, described, llama):
     (part,) = llama[case.name].state
     assert part.positions == [*range(40, TOKENS), *range(40)]  # by cell, where the prompt's first tokens are last
     assert (part.types, part.transposed, part.layers) == (case.types, case.fa == "off", 30)
     places = np.argsort(part.positions).tolist()
-    saved = read_regions(described(case, TOKENS), part.regions, places, TOKENS)
-    found = read_regions(described(case), llama[case.name].regions, case.cells, CELLS)
+    saved = read_regions(_of(case, described, TOKENS), part.regions, places, TOKENS)
+    found = read_regions(_of(case, described), llama[case.name].regions, case.cells, CELLS)
     for name in ("key", "value"):
         np.testing.assert_array_equal(saved[name], found[name])
 
@@ -191,16 +186,16 @@ def _changed(representation: KVRepresentation, component: str, **fields) -> KVRe
 
 
 @pytest.mark.parametrize("case", [F32, F16, BF16, Q8, Q8_PLAIN, DEFAULTS], ids=lambda case: case.name)
-def test_keys_in_the_models_order_do_not_match(case, llama, expected):
+def test_keys_in_the_models_order_do_not_match(case, described, llama, expected):
     """llama.cpp turns neighbours, and has the rows of Llama's weights in that order."""
     assert llama[case.name].facts["rope"] == "interleaved"
-    wrong = _changed(described(case), "key", element_order="model")
+    wrong = _changed(_of(case, described), "key", element_order="model")
     found = read_regions(wrong, llama[case.name].regions, case.cells, CELLS)
     assert worst_rows(found["key"], expected[case.model]["key"]).min() > 0.8
 
 
 @pytest.mark.parametrize("case", [Q8, Q8_PLAIN], ids=lambda case: case.name)
-def test_the_other_rotation_does_not_match(case, llama, expected):
+def test_the_other_rotation_does_not_match(case, described, llama, expected):
     representation = described(case)
     for name in ("key", "value"):
         encoding = representation.groups[0].component(name).encoding
@@ -212,7 +207,7 @@ def test_the_other_rotation_does_not_match(case, llama, expected):
 
 
 @pytest.mark.parametrize("case", [F16, Q8_PLAIN], ids=lambda case: case.name)
-def test_another_layout_does_not_match(case, llama, expected):
+def test_another_layout_does_not_match(case, described, llama, expected):
     (group,) = described(case).groups
     wrong = KVRepresentation(groups=(msgspec.structs.replace(group, layout=Layout.LHBNC),), partition=Partition())
     found = read_regions(wrong, llama[case.name].regions, case.cells, CELLS)
@@ -220,12 +215,12 @@ def test_another_layout_does_not_match(case, llama, expected):
         assert worst_rows(found[name], expected[case.model][name]).min() > 0.8
 
 
-def test_values_by_rows_do_not_match_without_flash_attention(llama, expected):
+def test_values_by_rows_do_not_match_without_flash_attention(described, llama, expected):
     found = read_regions(described(F16), llama[F16_TRANSPOSED.name].regions, F16_TRANSPOSED.cells, CELLS)
     assert worst_rows(found["value"], expected["smollm2"]["value"]).min() > 0.8
 
 
-def test_scales_after_the_codes_do_not_match(llama, expected):
+def test_scales_after_the_codes_do_not_match(described, llama, expected):
     encoding = described(Q8_PLAIN).groups[0].components[1].encoding
     quant = msgspec.structs.replace(encoding.quant, scale_location=ScaleLocation.INLINE)
     wrong = _changed(described(Q8_PLAIN), "value", encoding=msgspec.structs.replace(encoding, quant=quant))
@@ -235,16 +230,16 @@ def test_scales_after_the_codes_do_not_match(llama, expected):
 
 
 @by_name
-def test_tokens_in_the_order_of_cells_do_not_match(case, llama, expected):
-    found = read_regions(described(case), llama[case.name].regions, sorted(case.cells), CELLS)
+def test_tokens_in_the_order_of_cells_do_not_match(case, described, llama, expected):
+    found = read_regions(_of(case, described), llama[case.name].regions, sorted(case.cells), CELLS)
     assert worst_rows(found["key"], expected[case.model]["key"]).min() > 0.8
 
 
 @pytest.mark.parametrize("case", [Q8, Q8_PLAIN], ids=lambda case: case.name)
-def test_a_block_is_a_scale_and_32_codes(case, llama):
+def test_a_block_is_a_scale_and_32_codes(case, described, llama):
     """The first layer's bytes are ggml's quantisation of what it computes in f32."""
     stored = read_regions(
-        _changed(described(F32), "key", element_order="model"), llama["f32"].regions, F32.cells, CELLS
+        _changed(_of(F32, described), "key", element_order="model"), llama["f32"].regions, F32.cells, CELLS
     )
     raw = llama[case.name].regions
     for name in ("key", "value"):
@@ -257,20 +252,15 @@ def test_a_block_is_a_scale_and_32_codes(case, llama):
         assert (found[..., 2:] == wanted[..., 2:]).mean() > 0.999
 
 
-TRANSFORMERS = GroupRepresentation(
-    kind=GroupKind.FULL_ATTENTION,
-    layers=tuple(range(30)),
-    components=attention(heads=3, head_size=64, head_size_v=64, encoding=_ENCODINGS["f32"]),
-    block_size=1,
-    layout=Layout.LHBNC,
-    kv_order=KvOrder.TWO_TENSORS,
-)
-"""A cache of transformers, with as many places as tokens."""
+@pytest.fixture(scope="module")
+def as_transformers_has_it() -> KVRepresentation:
+    """A cache of transformers has as many places as tokens."""
+    return describe(f"transformers {SMOLLM2_NAME} --dtype float32 @cpu").representation
 
 
 @pytest.mark.parametrize("case", [F16, BF16, Q8_PLAIN], ids=lambda case: case.name)
-def test_a_plan_rewrites_it_as_transformers_has_it(case, llama, expected):
-    (plan,) = compile_plans(described(case), KVRepresentation(groups=(TRANSFORMERS,), partition=Partition()))
+def test_a_plan_rewrites_it_as_transformers_has_it(case, described, as_transformers_has_it, llama, expected):
+    (plan,) = compile_plans(described(case), as_transformers_has_it)
     binding = bind(
         plan,
         TokenRange(start=0, stop=TOKENS),
@@ -288,12 +278,17 @@ def test_a_plan_rewrites_it_as_transformers_has_it(case, llama, expected):
         assert close(case, off), (name, off)
 
 
-def test_what_is_rotated_has_no_plan():
+def test_what_is_rotated_has_no_plan(described, as_transformers_has_it):
     with pytest.raises(Unsupported, match="transform"):
-        compile_plans(described(Q8), KVRepresentation(groups=(TRANSFORMERS,), partition=Partition()))
+        compile_plans(described(Q8), as_transformers_has_it)
 
 
-def test_qwen3_keeps_the_models_order(llama, expected):
+def test_without_flash_attention_no_line_is_described(described):
+    with pytest.raises(NotCovered, match="transposed"):
+        described(F16_TRANSPOSED)
+
+
+def test_qwen3_keeps_the_models_order(described, llama, expected):
     """Where llama.cpp turns halves, as transformers does, weights are in the model's order."""
     assert llama[QWEN3.name].facts["rope"] == "neox"
     found = read_regions(described(QWEN3), llama[QWEN3.name].regions, QWEN3.cells, CELLS)
@@ -306,7 +301,7 @@ def test_qwen3_keeps_the_models_order(llama, expected):
     assert worst_rows(turned["key"], expected["qwen3"]["key"]).min() > 0.8
 
 
-def test_gemma3_saves_its_windows_tokens_and_keeps_more(llama, models):
+def test_gemma3_saves_its_windows_tokens_and_keeps_more(described, llama, models):
     """Two caches. A saved state has the window's tokens; the cells have all, until they are needed."""
     full, windows = llama[GEMMA3.name].state
     assert (full.positions, full.layers) == (list(range(TOKENS)), 1)
@@ -314,9 +309,11 @@ def test_gemma3_saves_its_windows_tokens_and_keeps_more(llama, models):
     network = AutoModelForCausalLM.from_pretrained(models["gemma3"].with_suffix(""), dtype=torch.float32).eval()
     with torch.inference_mode():
         layers = network(torch.tensor([GEMMA3.prompt]), use_cache=True).past_key_values.layers
-    for part, chosen in ((full, (5,)), (windows, (0, 1, 2, 3, 4))):
-        count = len(part.positions)
-        found = read_regions(described(GEMMA3, count, chosen), part.regions, list(range(count)), count)
+    assert windows.positions == list(range(TOKENS)[-described(GEMMA3).groups[1].sliding_window :])
+    for part, group in zip((full, windows), described(GEMMA3).groups, strict=True):
+        chosen, count = group.layers, len(part.positions)
+        alone = KVRepresentation(groups=(group,), partition=Partition())
+        found = read_regions(alone, part.regions, list(range(count)), count)
         for name, attribute in (("key", "keys"), ("value", "values")):
             wanted = np.stack([getattr(layers[layer], attribute)[0].transpose(0, 1).numpy() for layer in chosen])
             off = worst_rows(found[name][:, -wanted.shape[1] :], wanted)
@@ -324,5 +321,7 @@ def test_gemma3_saves_its_windows_tokens_and_keeps_more(llama, models):
             assert close(GEMMA3, off, chosen[0]), (name, off)
 
 
-def test_quantised_values_need_flash_attention(llama):
+def test_quantised_values_need_flash_attention(described, llama):
     assert llama[REFUSED.name].facts == {"started": False}
+    with pytest.raises(BadInput, match="flash attention"):
+        described(REFUSED)

@@ -16,11 +16,10 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from isthmus.engines.embedded.prepare import prepare_smollm2
-from isthmus.state.encoding import Encoding, StorageDtype
-from isthmus.state.identity import TokenRange
+from isthmus.engines.embedded.prepare import SMOLLM2_NAME, prepare_smollm2
+from isthmus.engines.launch.describe import describe
 from isthmus.state.partition import Partition
-from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
+from isthmus.state.representation import GroupKind, Layout
 from isthmus.state.runtime_kv_state import KVRepresentation
 from tests.ground_truth.reading import worst_rows
 from tests.ground_truth.regions import Values, read_regions
@@ -32,20 +31,11 @@ PROMPTS = [[(index * 7919 + start) % 49_000 + 20 for index in range(length)] for
 WINDOW, SMALL_TOKENS = 16, 40
 THETA = 100_000
 ALL = list(range(30))
-DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+DTYPES = ["float32", "bfloat16", "float16"]
 
 
-def described(dtype: str, *, heads: int = 3, head_size: int = 64, **fields: Any) -> KVRepresentation:
-    # STAND-IN until `isthmus describe` is there.
-    encoding = Encoding(storage_dtype=StorageDtype(DTYPES[dtype]))
-    group = GroupRepresentation(
-        **{"kind": GroupKind.FULL_ATTENTION, "layers": tuple(ALL), **fields},
-        components=attention(heads=heads, head_size=head_size, head_size_v=head_size, encoding=encoding),
-        block_size=1,
-        layout=Layout.LHBNC,
-        kv_order=KvOrder.TWO_TENSORS,
-    )
-    return KVRepresentation(groups=(group,), partition=Partition())
+def described(dtype: str, model: str = SMOLLM2_NAME) -> KVRepresentation:
+    return describe(f"transformers {model} --dtype {dtype} @cpu").representation
 
 
 class Run:
@@ -156,8 +146,8 @@ def test_keys_in_neighbouring_pairs_do_not(smollm2):
 
 
 @pytest.fixture(scope="module")
-def windowed() -> dict[str, Any]:
-    """Made-up models with a window of 16 tokens."""
+def windowed(tmp_path_factory) -> dict[str, tuple[Any, KVRepresentation]]:
+    """Made-up models with a window of 16 tokens, and the descriptions of their folders."""
     shape = {
         "vocab_size": 128,
         "hidden_size": 64,
@@ -169,46 +159,49 @@ def windowed() -> dict[str, Any]:
         "sliding_window": WINDOW,
     }
     torch.manual_seed(5)
-    return {
+    networks = {
         "mistral": MistralForCausalLM(MistralConfig(**shape, num_hidden_layers=2)).eval(),
         "gemma3": Gemma3ForCausalLM(Gemma3TextConfig(**shape, num_hidden_layers=6)).eval(),
     }
+    found = {}
+    for name, network in networks.items():
+        folder = tmp_path_factory.mktemp("models") / name
+        network.save_pretrained(folder)
+        found[name] = network, described("float32", str(folder))
+    return found
 
 
-SLIDING = {"mistral": [0, 1], "gemma3": [0, 1, 2, 3, 4]}
+def _group(representation: KVRepresentation, kind: GroupKind) -> tuple[list[int], KVRepresentation]:
+    """The layers of a kind, and the representation with their group alone."""
+    (group,) = (group for group in representation.groups if group.kind is kind)
+    return list(group.layers), KVRepresentation(groups=(group,), partition=representation.partition)
 
 
-@pytest.mark.parametrize("name", SLIDING)
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
 @pytest.mark.parametrize("decoded", [0, 1, 3])
 def test_a_window_keeps_one_token_less_than_its_size(name, decoded, windowed):
     """Those that the next token looks at beside itself. After a prompt, the allocation still has all tokens."""
-    total, layers = SMALL_TOKENS + decoded, SLIDING[name]
+    network, representation = windowed[name]
+    layers, alone = _group(representation, GroupKind.SLIDING_WINDOW)
+    assert alone.groups[0].sliding_window == WINDOW
+    total, kept = SMALL_TOKENS + decoded, WINDOW - 1
     tokens = [(7 * index + 3) % 120 for index in range(total)]
-    run = Run(windowed[name], tokens[:SMALL_TOKENS], *([token] for token in tokens[SMALL_TOKENS:]))
-    representation = described(
-        "float32",
-        heads=2,
-        head_size=16,
-        kind=GroupKind.SLIDING_WINDOW,
-        layers=tuple(layers),
-        sliding_window=WINDOW - 1,
-    )
-    held = representation.groups[0].held(TokenRange(start=0, stop=total))
-    assert held == TokenRange(start=total - (WINDOW - 1), stop=total)
-    assert {run.cache.layers[layer].keys.shape[-2] for layer in layers} == {len(held)}
+    run = Run(network, tokens[:SMALL_TOKENS], *([token] for token in tokens[SMALL_TOKENS:]))
+    assert {run.cache.layers[layer].keys.shape[-2] for layer in layers} == {kept}
     extent = WINDOW if decoded else total  # a step of decoding adds its token to what was kept
-    places = list(range(extent - len(held), extent))
-    found = read_regions(representation, run.regions(layers), places, extent)
-    np.testing.assert_array_equal(found["value"], run.projected("value", layers)[:, held.start :])
+    found = read_regions(alone, run.regions(layers), list(range(extent - kept, extent)), extent)
+    values = run.projected("value", layers)
+    np.testing.assert_array_equal(found["value"], values[:, -kept:])
+    assert worst_rows(found["value"], values[:, -kept - 1 : -1]).min() > 0.8
     if name == "mistral":  # Gemma normalises keys, too
-        wanted = turned(run.projected("key", layers), windowed[name].config.rope_parameters["rope_theta"])
-        assert worst_rows(found["key"], wanted[:, held.start :]).max() <= TOLERANCE["float32"]
-    earlier = run.projected("value", layers)[:, held.start - 1 : -1]
-    assert worst_rows(found["value"], earlier).min() > 0.8
+        wanted = turned(run.projected("key", layers), network.config.rope_parameters["rope_theta"])
+        assert worst_rows(found["key"], wanted[:, -kept:]).max() <= TOLERANCE["float32"]
 
 
 def test_a_layer_without_a_window_keeps_all(windowed):
-    run = Run(windowed["gemma3"], [(7 * index + 3) % 120 for index in range(SMALL_TOKENS)])
-    representation = described("float32", heads=2, head_size=16, layers=(5,))
-    found = read_regions(representation, run.regions([5]), list(range(SMALL_TOKENS)), SMALL_TOKENS)
-    np.testing.assert_array_equal(found["value"], run.projected("value", [5]))
+    network, representation = windowed["gemma3"]
+    layers, alone = _group(representation, GroupKind.FULL_ATTENTION)
+    assert layers == [5]
+    run = Run(network, [(7 * index + 3) % 120 for index in range(SMALL_TOKENS)])
+    found = read_regions(alone, run.regions(layers), list(range(SMALL_TOKENS)), SMALL_TOKENS)
+    np.testing.assert_array_equal(found["value"], run.projected("value", layers))

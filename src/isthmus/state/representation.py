@@ -146,7 +146,7 @@ class GroupRepresentation(WireStruct, frozen=True, kw_only=True):
 
     `row_bytes` and `page_size_padded` say where there is padding (0: none): after a packed row's fields, and after a
     page (what a block holds of one layer, or less where heads lie outside blocks). `sliding_window` > 0 says that
-    only so many last tokens need be there. A row stands for `tokens_per_state` tokens.
+    only the tokens need be there that the next one looks at: the window, less itself. A row stands for `tokens_per_state` tokens.
     """
 
     kind: GroupKind
@@ -236,7 +236,9 @@ class GroupRepresentation(WireStruct, frozen=True, kw_only=True):
         """The rows of a range that must be there, as a range of rows: a window's last ones, one for a state."""
         if self.kind in STATE_KINDS:
             return TokenRange(start=0, stop=1)
-        start = max(tokens.start, tokens.stop - self.sliding_window) if self.sliding_window else tokens.start
+        start = tokens.start
+        if self.sliding_window:  # the next token looks at itself and at one token less than the window
+            start = max(start, tokens.stop - max(1, self.sliding_window - 1))
         each = self.tokens_per_state
         return TokenRange(start=min(start // each, (tokens.stop - 1) // each), stop=-(-tokens.stop // each))
 
