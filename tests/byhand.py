@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from isthmus.state.digits import Axis
-from isthmus.state.encoding import Encoding, Granularity, StorageDtype
+from isthmus.state.encoding import Encoding, Granularity
 from isthmus.state.fields import FieldAddress, ShardAddressing
 from isthmus.state.identity import TokenRange
 from isthmus.state.partition import Partition
@@ -160,10 +160,12 @@ def random_codes(rng: np.random.Generator, encoding: Encoding, shape: tuple[int,
     if dtype in INTEGERS:
         most = INTEGERS[dtype]
         return pack((rng.integers(-most, most + 1, shape) % (2 * most + 2)).astype(np.uint32), encoding)
-    if encoding.traits.bits >= 16 and rng.random() < 0.8:
-        return pack(nearest(dtype, rng.normal(0, 3, shape).astype(F32))[0], encoding)
+    if encoding.traits.bits >= 16:
+        # No larger than 2**100, so that with a scale they stay finite; half of the time such as there really are.
+        values = rng.normal(0, 3, shape) * 2.0 ** (rng.uniform(-140, 98, shape) if rng.random() < 0.5 else 0.0)
+        return pack(nearest(dtype, values.astype(F32))[0], encoding)
     size = 1 << encoding.traits.bits - 1
-    some = rng.integers(0, 0x7F800000 if dtype is StorageDtype.F32 else len(positive(dtype)), shape)
+    some = rng.integers(0, len(positive(dtype)), shape)
     negative = rng.integers(0, 2, shape) * (some > 0)
     return pack((some + negative * size).astype(np.uint32), encoding)
 

@@ -73,6 +73,7 @@ def value_of(dtype: StorageDtype, code: int) -> float:
 @lru_cache
 def table(dtype: StorageDtype) -> np.ndarray:
     """The value of every code of an encoding of at most 16 bits: float64 [codes]."""
+    assert bits_of(dtype) <= 16
     return np.array([value_of(dtype, code) for code in range(1 << bits_of(dtype))])
 
 
@@ -85,13 +86,20 @@ def positive(dtype: StorageDtype) -> np.ndarray:
     return codes[np.isfinite(codes)]
 
 
+def largest_of(dtype: StorageDtype) -> float:
+    """The largest finite value, or code."""
+    if dtype is StorageDtype.F32:
+        return value_of(dtype, 0x7F7FFFFF)
+    return float(INTEGERS.get(dtype) or positive(dtype)[-1])
+
+
 def nearest(dtype: StorageDtype, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The code of the finite value nearest to each, ties to the even code; and which lie beyond the largest one: those
     that would round to the next value after it if there were one. float64 in, uint32 and bool out.
     """
     values = values.astype(np.float64)
     if dtype is StorageDtype.F32:
-        limit = value_of(dtype, 0x7F7FFFFF)
+        limit = largest_of(dtype)
         return np.clip(values, -limit, limit).astype(F32).view(np.uint32), np.abs(values) > limit
     found, magnitude = positive(dtype), np.abs(values)
     largest = found[-1]
@@ -185,7 +193,7 @@ def find_scales(values: np.ndarray, static: np.ndarray | None, encoding: Encodin
     quant, count = encoding.quant, values.shape[-1]
     each = quant.block if quant.granularity is Granularity.BLOCK else count
     peaks = [np.abs(values[..., at : at + each]).max(axis=-1) for at in range(0, count, each)]
-    largest = INTEGERS.get(encoding.storage_dtype) or positive(encoding.storage_dtype)[-1]
+    largest = largest_of(encoding.storage_dtype)
     wanted = np.stack(peaks, axis=-1) / F32(largest)
     if static is not None:
         wanted = wanted / static

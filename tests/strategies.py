@@ -186,7 +186,8 @@ def arrangements(draw, shape: Shape) -> tuple[KvOrder, Layout, str]:
         interiors += [f"conv_sd:{taps}"] * (kv_order is KvOrder.TWO_SLOTS and taps > 0)
     elif shape.kind is not GroupKind.INDEXER:
         packs = [f"{name}:{x}" for name in ("x_packed", "shuffled", "nz") for x in (2, 4)]
-        interiors = ["row"] * 8 + packs + ["isa_packed:vec", "isa_packed:vec16", "isa_packed:amx"]
+        interiors = ["row"] * 8 + packs + ["isa_packed:vec", "isa_packed:vec16"]
+        interiors += ["isa_packed:amx"] * all(part.count % 16 == 0 for part in shape.parts)
     interior = draw(st.sampled_from(interiors))
     layouts = list(Layout)
     if interior.startswith("conv_sd"):

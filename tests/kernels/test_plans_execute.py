@@ -21,7 +21,9 @@ seeds = st.integers(0, 2**32 - 1)
 MLA = (GroupKind.MLA, GroupKind.SLIDING_WINDOW_MLA, GroupKind.INDEXER)
 STATES = (GroupKind.MAMBA, GroupKind.GDN)
 EVERY = st.one_of(pairs(ATTENTION_KINDS), pairs(MLA), pairs(STATES))
-checked = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+checked = settings(
+    max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 
 
 def execute(case: Case) -> reference.Counts:
@@ -82,7 +84,7 @@ def test_what_arrives_is_what_was_there_within_the_bound_unless_it_is_counted(pa
         other, conversion = case.plan.consumer.component(part.name), case.plan.conversion(part.name)
         before = meaning_of(part, case.data, case.layers)
         after = meaning_of(other, arrived, case.layers)
-        if conversion.loss.lossless:
+        if conversion.lossless:
             np.testing.assert_array_equal(after, before)
         outside = ~(np.abs(after.astype(np.float64) - before) <= allowed(conversion, other, arrived, before, case))
         assert int(outside.sum()) <= counts.saturated.get(part.name, 0)
@@ -145,7 +147,7 @@ def test_what_a_lossless_cast_widened_is_narrowed_to_the_same_bytes(pair, seed):
     parts = [
         part
         for part in case.plan.producer.components
-        if part.encoding.quant is None and case.plan.conversion(part.name).loss.lossless
+        if part.encoding.quant is None and case.plan.conversion(part.name).lossless
     ]
     execute(case)
     source = case.source.copy()

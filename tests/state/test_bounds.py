@@ -202,12 +202,15 @@ def test_tokens_dealt_to_ranks_take_as_many_blocks_fewer():
         a_state(representation=dealt)
 
 
-def test_a_window_takes_only_the_blocks_of_its_tokens():
-    window = msgspec.structs.replace(GROUP, sliding_window=9)
-    one = (msgspec.structs.replace(a_state().groups[0], block_ids=(1, 2)),)
-    a_state(representation=KVRepresentation(groups=(window,), partition=Partition()), groups=one)
-    with pytest.raises(ValueError, match=r"wanted 2 blocks"):
-        a_state(representation=KVRepresentation(groups=(window,), partition=Partition()))
+@pytest.mark.parametrize(("window", "blocks"), [(1, 1), (9, 1), (10, 2), (25, 2), (26, 3), (100, 3)])
+def test_a_window_takes_only_the_blocks_of_the_tokens_that_the_next_one_looks_at(window, blocks):
+    """The next token, number 40, looks at itself and at `window` - 1 before it, in blocks of 16."""
+    group = msgspec.structs.replace(GROUP, sliding_window=window)
+    fields = {"representation": KVRepresentation(groups=(group,), partition=Partition())}
+    held = msgspec.structs.replace(a_state().groups[0], block_ids=tuple(range(blocks)))
+    a_state(groups=(held,), **fields)
+    with pytest.raises(ValueError, match=rf"wanted {blocks} blocks"):
+        a_state(groups=(msgspec.structs.replace(held, block_ids=tuple(range(blocks + 1))),), **fields)
 
 
 def test_states_are_values_and_cannot_be_changed():

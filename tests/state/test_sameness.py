@@ -148,20 +148,20 @@ def near_pairs(draw) -> tuple[KVRepresentation, KVRepresentation]:
     return one, valid(lambda: KVRepresentation(groups=(group,), partition=partition))
 
 
-@settings(max_examples=300)
+@settings(max_examples=5 * settings().max_examples)
 @given(near_pairs())
 def test_descriptions_are_the_same_exactly_where_every_element_is_in_the_same_bits(pair):
     assert same(*pair) == same_by_hand(*pair)
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings().max_examples)
 @given(pairs())
 def test_the_same_holds_for_any_two_descriptions_of_one_shape(pair):
     assert same(*pair) == same_by_hand(*pair)
     assert same(pair[0], pair[0])
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings().max_examples)
 @given(near_pairs())
 def test_the_same_places_are_the_same_bytes_whatever_they_mean(pair):
     one, other = pair
@@ -178,7 +178,7 @@ def test_the_same_places_are_the_same_bytes_whatever_they_mean(pair):
     assert same_placement(a, one.partition, b, other.partition) == by_hand
 
 
-@settings(max_examples=150)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.data())
 def test_two_encodings_mean_the_same_exactly_where_the_same_elements_share_the_same_scales(data):
     part = Part("key", data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 2, 4])))

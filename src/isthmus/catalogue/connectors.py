@@ -1,50 +1,65 @@
-"""What today's connectors compare, convert and pass over (`data/connectors.yaml`)."""
+"""What each known connector compares, converts and lets through (`data/connectors.yaml`).
+
+Each step names its source. How steps are applied to two sides: `portability/connectors`.
+"""
 
 from functools import cache
-from typing import Annotated
+from typing import Literal
 
 import msgspec
-from msgspec import Meta
 
 from isthmus.catalogue.conditions import Condition
 from isthmus.catalogue.data_files import read_data
+from isthmus.core.errors import Bug
 from isthmus.state.structs import WireStruct
 
-__all__ = ["TERMINAL", "Connector", "Step", "all_connectors"]
+__all__ = ["Connector", "ConnectorStep", "StepOutcome", "connectors"]
 
-TERMINAL = ("refuses", "crashes", "corrupts silently")
+StepOutcome = Literal["harmless", "converts", "refuses", "crashes", "corrupts silently"]
 
 
-class Step(WireStruct, frozen=True, kw_only=True):
-    """What a connector does where one of `differ` differs and all of `when` holds.
+class ConnectorStep(WireStruct, frozen=True, kw_only=True):
+    """One step. It matches where one of `differ` differs (or none is named) and all of `when` holds.
 
-    A terminal outcome decides. `converts` and `harmless` take care of those differences, and the next step follows.
+    `converts` and `harmless` cover what they name in `differ`; the others end the transfer, and decide.
     """
 
-    outcome: Annotated[str, Meta(pattern=r"^(converts|harmless|refuses|crashes|corrupts silently)\Z")]
+    outcome: StepOutcome
     why: str
-    source: str = ""
-    differ: tuple[str, ...] = ()
+    source: str
+    differ: frozenset[str] = frozenset()
     when: dict[str, Condition] = msgspec.field(default_factory=dict)
 
 
 class Connector(WireStruct, frozen=True, kw_only=True):
-    """A connector: which engines it joins, what it compares, and its steps in its own order.
+    """One connector. `joins` are pairs of engines, producer first; `compares` says what it compares at all.
 
-    `delegates` names a connector that does the work of this one.
+    `steps_of` names the connector whose steps run after its own, where it carries that one's transfers.
     """
 
     title: str
     version: str
     source: str
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
+    joins: tuple[tuple[str, str], ...]
     compares: str
-    steps: tuple[Step, ...] = ()
-    delegates: str = ""
+    steps: tuple[ConnectorStep, ...] = ()
+    steps_of: str = ""
 
 
 @cache
-def all_connectors() -> dict[str, Connector]:
-    """All connectors by name, in the order of the file."""
-    return read_data("connectors", Connector)
+def connectors() -> dict[str, Connector]:
+    """All known connectors by name, each with all of its steps.
+
+    Raises:
+        Bug: the file does not hold what this reads, or names a connector that it does not hold.
+    """
+    found = read_data("connectors", Connector)
+    for connector in found.values():
+        if connector.steps_of and connector.steps_of not in found:
+            raise Bug(f"catalogue/data/connectors.yaml: no connector {connector.steps_of!r}", field="steps_of")
+    return {
+        name: connector
+        if not connector.steps_of
+        else msgspec.structs.replace(connector, steps=(*connector.steps, *found[connector.steps_of].steps), steps_of="")
+        for name, connector in found.items()
+    }

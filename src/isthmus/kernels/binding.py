@@ -76,6 +76,8 @@ def bind_side(
         )
     if table.min() < 0 or table.max() >= num_blocks:
         raise BadInput(f"block_ids: got one outside the pool of {num_blocks} blocks", field="block_ids")
+    if len(np.unique(table)) != len(table):
+        raise BadInput("block_ids: got one twice", field="block_ids")
     if size == 1:
         slots, ranks = index % group.block_size, np.zeros_like(index)
     else:

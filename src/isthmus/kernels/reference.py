@@ -185,6 +185,8 @@ def execute(
     targets = {shard.rank: regions for shard, regions in zip(plan.consumer_shards, consumer, strict=True)}
     for part in plan.parts:
         chosen = binding.tokens_of(part)
+        if not len(chosen):
+            continue  # so few tokens that none is dealt to both ranks
         here, there = binding.producer.of(chosen), binding.consumer.of(chosen)
         rows = {
             runs.field.name: gather(

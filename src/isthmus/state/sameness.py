@@ -41,7 +41,15 @@ def same_placement(
     """Whether two groups put the same components of the same layers into the same bytes. Meanings are not compared."""
     if ours.opaque or theirs.opaque:
         return ours == theirs and our_partition == their_partition
+    if _extents(ours, our_partition) != _extents(theirs, their_partition):
+        return False
     return _where(ours, our_partition) == _where(theirs, their_partition)
+
+
+def _extents(group: GroupRepresentation, partition: Partition) -> tuple[object, ...]:
+    """What is cheap to compare, and must be equal for two placements to be."""
+    stored = sorted((part.name, part.heads, part.count, part.encoding.storage_dtype) for part in group.components)
+    return (partition.tp_size, partition.pp_starts, group.layers, group.block_size, stored)
 
 
 def meaning_of(encoding: Encoding, heads: int, count: int) -> Encoding:

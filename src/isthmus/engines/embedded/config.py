@@ -3,23 +3,41 @@
 To change how KV is stored, change fields here (or their YAML): the pool derives every address from the representation.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid
 from isthmus.core.limits import BLOCK_SIZE_TOKENS_MAX, BLOCKS_PER_POOL_MAX, TOKENS_PER_REQUEST_MAX, TP_SIZE_MAX
 from isthmus.engines.embedded.shape import ModelShape
-from isthmus.state.encoding import Encoding, Quant, ScaleLocation
+from isthmus.state.encoding import Encoding, Granularity, Quant, ScaleLocation, StorageDtype
 from isthmus.state.partition import Partition
 from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import KVRepresentation
 
-__all__ = ["EmbeddedConfig", "config_of", "context_length_of", "representation_of"]
+__all__ = ["KV_CACHE_DTYPES", "LAYOUTS", "EmbeddedConfig", "config_of", "context_length_of", "representation_of"]
 
-RULES = engine_rules("embedded")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CacheDtype:
+    """How elements are stored, and what shares an f32 scale, if anything does."""
+
+    storage_dtype: StorageDtype
+    granularity: Granularity | None = None
+
+
+# `catalogue/data/engines/embedded.yaml` says the same to `isthmus check`; a test holds the two together.
+KV_CACHE_DTYPES = {
+    "float32": _CacheDtype(storage_dtype=StorageDtype.F32),
+    "bfloat16": _CacheDtype(storage_dtype=StorageDtype.BF16),
+    "float16": _CacheDtype(storage_dtype=StorageDtype.F16),
+    "fp8_e4m3": _CacheDtype(storage_dtype=StorageDtype.F8_E4M3FN),
+    "int8_per_token_head": _CacheDtype(storage_dtype=StorageDtype.I8, granularity=Granularity.TOKEN_HEAD),
+}
+LAYOUTS = {"NHD": Layout.LBNHC, "HND": Layout.LBHNC, **{layout.value: layout for layout in Layout}}
+"""By their own names (vLLM 0.33, v1/kv_cache_layout.py:15), and the two short ones that vLLM's users know."""
 
 
 class EmbeddedConfig(BaseModel):
@@ -44,15 +62,15 @@ class EmbeddedConfig(BaseModel):
     @field_validator("kv_layout", mode="before")
     @classmethod
     def _layout(cls, value: object) -> object:
-        if isinstance(value, str) and value not in RULES.layouts:
-            raise ValueError(f"wanted one of {', '.join(RULES.layouts)}")
-        return RULES.layouts[value] if isinstance(value, str) else value
+        if isinstance(value, str) and value not in LAYOUTS:
+            raise ValueError(f"wanted one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[value] if isinstance(value, str) else value
 
     @field_validator("kv_cache_dtype")
     @classmethod
     def _dtype(cls, value: str) -> str:
-        if value not in RULES.kv_cache_dtypes:
-            raise ValueError(f"wanted one of {', '.join(RULES.kv_cache_dtypes)}")
+        if value not in KV_CACHE_DTYPES:
+            raise ValueError(f"wanted one of {', '.join(KV_CACHE_DTYPES)}")
         return value
 
 
@@ -91,12 +109,12 @@ def representation_of(config: EmbeddedConfig, shape: ModelShape) -> KVRepresenta
     Raises:
         ConfigInvalid: the fields do not fit each other or the model (`tp_size` must divide the KV heads, for one).
     """
-    cache = RULES.kv_cache_dtypes[config.kv_cache_dtype]
+    cache = KV_CACHE_DTYPES[config.kv_cache_dtype]
     try:
         quant = None
-        if cache.granularity is not None and cache.scale_dtype is not None:
+        if cache.granularity is not None:
             quant = Quant(
-                granularity=cache.granularity, scale_dtype=cache.scale_dtype, scale_location=config.scale_location
+                granularity=cache.granularity, scale_dtype=StorageDtype.F32, scale_location=config.scale_location
             )
         group = GroupRepresentation(
             kind=GroupKind.FULL_ATTENTION,

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.catalogue.engines import engine_rules
 from isthmus.core.errors import ConfigInvalid, Unsupported
 from isthmus.state.identity import UNVERIFIED, ModelLineage, RopeState
 
-__all__ = ["REVISION_FIELD", "ModelShape", "read_model_shape"]
+__all__ = ["MODEL_TYPES", "REVISION_FIELD", "ModelShape", "read_model_shape"]
 
 REVISION_FIELD = "isthmus_revision"
-RULES = engine_rules("embedded")
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary scalings whose frequencies are fixed. `dynamic` and `longrope` change them with the longest sequence of a batch,
+so that a request's KV would depend on its neighbours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,9 @@ def read_model_shape(path: Path) -> ModelShape:
     """
     fields = _read_config(path)
     model_type = str(fields.get("model_type"))
-    if model_type not in RULES.model_types:
+    if model_type not in MODEL_TYPES:
         raise Unsupported(
-            f"model: got model_type {model_type!r}, wanted one of {', '.join(RULES.model_types)}", field="model"
+            f"model: got model_type {model_type!r}, wanted one of {', '.join(MODEL_TYPES)}", field="model"
         )
     if fields.get("use_sliding_window") or "sliding_attention" in (fields.get("layer_types") or ()):
         raise Unsupported(
@@ -123,9 +125,9 @@ def _rope(fields: dict[str, Any], head_dim: int) -> RopeState:
     theta = record.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
     rope_type = record.pop("rope_type", None) or record.pop("type", None) or "default"
     record.pop("type", None)
-    if rope_type not in RULES.rope_types:
+    if rope_type not in ROPE_TYPES:
         raise Unsupported(
-            f"model: got rope_type {rope_type!r}, wanted one of {', '.join(RULES.rope_types)}", field="model"
+            f"model: got rope_type {rope_type!r}, wanted one of {', '.join(ROPE_TYPES)}", field="model"
         )
     scaling = ""
     if rope_type != "default":

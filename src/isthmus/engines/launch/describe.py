@@ -31,6 +31,8 @@ def describe(text: str) -> Description:
         BadInput, UnknownModel, Unsupported: it cannot be read, or names what does not exist.
         NotCovered: read, but no rule says what follows.
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what argv makes of bytes that are no text
+        raise BadInput("launch line: is not UTF-8", field="line")
     path = Path(text)
     if len(text) < 4096 and "@" not in text and path.suffix in (".json", ".yaml", ".yml"):
         return read_description(path)
@@ -48,7 +50,7 @@ def read_description(path: Path) -> Description:
         return msgspec.yaml.decode(data, type=Description)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; give a launch line or a file that exists", field="file") from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: {error}; `isthmus describe … --json` writes such a file", field="file") from None
 
 

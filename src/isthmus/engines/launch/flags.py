@@ -36,7 +36,7 @@ def read_flags(rules: EngineFile, words: Sequence[str]) -> dict[str, Value]:
         if flag is None:
             _skip(rules, name, bool(equals), rest)
             continue
-        if flag.type == "switch":
+        if flag.type == "switch" or flag.unknown:
             value: Value = flag.value
         else:
             value = _read(flag, name, attached if equals else _next(name, rest))

@@ -26,10 +26,13 @@ def served_model(name: str, base: str) -> tuple[ModelShape, bool]:
         UnknownModel, BadInput, Unsupported: it is not known, or its config.json does not say what it keeps.
     """
     path = Path(name)
-    folder = path if path.is_dir() else path.parent
-    config = path if path.name == "config.json" else folder / "config.json"
-    if (path.is_dir() or path.name == "config.json") and (config.is_file() or not base):
-        return shape_of(name, _read(config), base_model=base or str(folder), revision=UNVERIFIED), True
+    config = path if path.name == "config.json" else path / "config.json"
+    try:
+        local = (path.is_dir() or path.name == "config.json") and (config.is_file() or not base)
+    except OSError:  # too long for a path, which a name may be
+        local = False
+    if local:
+        return shape_of(name, _read(config), base_model=base or str(config.parent), revision=UNVERIFIED), True
     return model_shape(base or name), False
 
 
@@ -77,7 +80,7 @@ def _read(path: Path) -> dict[str, object]:
         raise BadInput(
             f"{path}: {error.strerror}; give a model's name, or a folder with its config.json", field="model"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not JSON ({error})", field="model") from None
     if not isinstance(found, dict):
         raise BadInput(f"{path}: got {type(found).__name__}, wanted an object", field="model")
