@@ -6,7 +6,6 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from isthmus.core.errors import NotCovered
 from tests.golden.pairs import REPORTS, Pair, computed, described, pairs, shortened
 from tests.golden.scaled import scaled
 from tests.kernels.cases import Case, cases_of
@@ -89,13 +88,8 @@ def assert_within_the_bound(case: Case, arrived, counts) -> None:
         assert int(outside.sum()) <= counts.saturated.get(part.name, 0)
 
 
-def test_an_unknown_side_is_one_that_no_rule_covers():
+def test_a_side_that_no_rule_covers_is_unknown_by_the_name_of_a_field():
     unknown = [pair for pair in PAIRS if pair.verdict == "unknown" and not pair.bug]
-    not_covered = 0
-    for pair in unknown:
-        try:
-            described(pair.producer), described(pair.consumer)
-        except NotCovered as error:
-            assert error.field
-            not_covered += 1
-    assert not_covered >= 5
+    fields = [computed(pair.producer, pair.consumer).get("unknown", {}).get("field") for pair in unknown]
+    assert sum(field is not None for field in fields) >= 5
+    assert "" not in fields

@@ -64,7 +64,7 @@ UNKNOWN = {
     "a flag that bears on KV": (vllm("--hf-overrides '{}'"), "--hf-overrides", "bears on KV"),
     "a switch that bears on KV": (vllm("--enable-lora"), "--enable-lora", "adapter"),
     "a variable that bears on KV": ("VLLM_MLA_DISABLE=1 " + VLLM, "VLLM_MLA_DISABLE", "latent"),
-    "a variable of the engine that nobody read": ("VLLM_KV_CACHE_LAYOUTS=HND " + VLLM, "VLLM_KV_CACHE_LAYOUTS", "nearest"),
+    "a variable that nobody read": ("VLLM_KV_CACHE_LAYOUTS=HND " + VLLM, "VLLM_KV_CACHE_LAYOUTS", "nearest"),
     "an accelerator whose pools were not read": (vllm(place="@tpu-v5e,vllm=0.33"), "accelerator", "plugin"),
 }  # fmt: skip
 
@@ -92,7 +92,9 @@ def test_an_unknown_model_is_named_with_the_nearest():
     assert caught.value.field == "model"
 
 
-@pytest.mark.parametrize("name", ["no/such-model-at-all-xyzzy", "/nowhere/model", "x" * 5000, "/" + "x" * 5000, "-", "."])
+@pytest.mark.parametrize(
+    "name", ["no/such-model-at-all-xyzzy", "/nowhere/model", "x" * 5000, "/" + "x" * 5000, "-", "."]
+)
 def test_a_model_that_cannot_be_found_is_refused(name):
     with pytest.raises((UnknownModel, BadInput)) as caught:
         describe(vllm(model=name))
@@ -113,7 +115,7 @@ def test_a_name_with_a_zero_byte_is_refused():
         "vllm serve --kv-cache-dtype fp8 @h100,vllm=0.33 Qwen/Qwen3-32B",
         "vllm serve --model Qwen/Qwen3-32B --kv-cache-dtype fp8 --port 80 --trust-remote-code @h100,vllm=0.33",
         "/opt/venv/bin/vllm serve qwen/qwen3-32b --kv-cache-dtype fp8 @H100,vllm=0.33.1",
-        "python3 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen3-32B --kv-cache-dtype fp8 @h100-sxm,vllm=0.33.0",
+        "python3 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen3-32B --kv-cache-dtype fp8 @h100-sxm,vllm=0.33",
         "CUDA_VISIBLE_DEVICES=0 HF_TOKEN=x vllm serve Qwen/Qwen3-32B --kv-cache-dtype fp8 @h100,vllm=0.33",
     ],
 )  # fmt: skip

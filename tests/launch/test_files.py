@@ -97,7 +97,7 @@ def test_a_fleet_that_cannot_be_read_is_refused(tmp_path, text):
 
 
 def test_a_line_of_a_fleet_that_is_wrong_is_named(tmp_path):
-    with pytest.raises(BadInput, match="^second: --kv-cache-dtype"):
+    with pytest.raises(BadInput, match=r"^second: --kv-cache-dtype"):
         fleet(tmp_path, f"first: {VLLM!r}\nsecond: {vllm('--kv-cache-dtype fp9')!r}\n")
 
 

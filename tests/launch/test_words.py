@@ -37,8 +37,7 @@ commands = st.sampled_from([command for command, _ in engine_commands()])
 def described(line: str) -> Description | None:
     try:
         return describe(line)
-    except Rejected as error:
-        assert str(error)
+    except Rejected:
         return None
 
 

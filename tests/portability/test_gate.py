@@ -59,7 +59,7 @@ def test_a_field_in_which_two_sides_differ_is_refused_by_its_name_whichever_side
 
 
 def test_the_table_has_every_field_that_the_gate_refuses():
-    assert {path for path, _ in DIFFERENCES} | {"weights.dtype"} == set(leaves(IDENTITY))
+    assert {path for path, _ in DIFFERENCES} | {"weights.dtype", "weights.published"} == set(leaves(IDENTITY))
 
 
 def test_equal_identities_pass_without_an_assumption():
@@ -83,7 +83,7 @@ def test_another_precision_of_the_same_lineage_passes_as_a_stated_assumption(dig
     assert result.passed
     (assumption,) = result.assumptions
     for word in ("prefill in bfloat16", "decode in int8", "org/model@main"):
-        assert word in assumption
+        assert word in assumption.value + assumption.why
 
 
 @pytest.mark.parametrize(("path", "value"), [(p, v) for p, v in DIFFERENCES if not p.startswith("weights")])
@@ -98,6 +98,33 @@ def test_weights_that_are_unknown_on_both_sides_are_not_thereby_the_same():
     assert (mismatch.field, mismatch.producer) == ("weights.digest", "unknown")
 
 
+PUBLISHED = changed("weights.digest", "", changed("weights.published", "org/model@main"))
+
+
+def test_weights_that_nobody_has_read_pass_by_the_name_they_are_published_under_as_a_stated_assumption():
+    result = gate(PUBLISHED, PUBLISHED)
+    assert result.passed
+    (assumption,) = result.assumptions
+    assert (assumption.field, assumption.value) == ("weights.digest", "as published: org/model@main")
+
+
+def test_weights_published_under_another_name_in_one_precision_are_another_models():
+    (mismatch,) = gate(PUBLISHED, changed("weights.published", "org/copy@main", PUBLISHED)).mismatches
+    assert (mismatch.field, mismatch.unknown) == ("weights.published", False)
+
+
+def test_a_name_does_not_excuse_a_digest():
+    named = changed("weights.published", "org/model@main")
+    (mismatch,) = gate(named, changed("weights.digest", "cd" * 32, named)).mismatches
+    assert mismatch.field == "weights.digest"
+
+
+def test_a_digest_against_a_name_is_unknown_and_not_a_mismatch():
+    result = gate(PUBLISHED, IDENTITY)
+    assert (result.passed, result.unknown) == (False, True)
+    assert not gate(changed("adapter", "x", PUBLISHED), IDENTITY).unknown
+
+
 def test_all_differences_are_named_and_the_first_is_the_errors_field():
     other = changed("adapter", "org/lora", changed("rope.theta", 5e5, changed("lineage.revision", "v2")))
     result = gate(IDENTITY, other)
@@ -109,12 +136,17 @@ def test_all_differences_are_named_and_the_first_is_the_errors_field():
 
 
 @given(identities, identities)
-def test_the_gate_passes_exactly_equal_identities_of_one_precision(one, other):
-    same = one == other and bool(one.weights.digest)
+def test_the_gate_passes_exactly_identities_equal_but_for_weights_that_are_known_or_named_to_agree(one, other):
+    same = one == other and bool(one.weights.digest or one.weights.published)
     assert gate(one, other).passed == (same or _differs_in_weights_only(one, other))
     assert gate(one, other).passed == gate(other, one).passed
 
 
 def _differs_in_weights_only(one, other) -> bool:
     aligned = msgspec.structs.replace(other, weights=one.weights)
-    return aligned == one and one.weights.dtype != other.weights.dtype
+    ours, theirs = one.weights, other.weights
+    if aligned != one or ours.dtype != theirs.dtype:
+        return aligned == one
+    if ours.digest and theirs.digest:
+        return ours.digest == theirs.digest
+    return bool(ours.published) and ours.published == theirs.published

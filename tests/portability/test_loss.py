@@ -14,20 +14,21 @@ from isthmus.engines.embedded.pool import PagedPool
 from isthmus.kernels.binding import bind
 from isthmus.kernels.torch_codec import decode_rows, encode_rows
 from isthmus.kernels.torch_execute import execute
-from isthmus.portability.compiler import compile_plan
-from isthmus.portability.loss import loss_bound
-from isthmus.state.encoding import TRAITS, StorageDtype
+from isthmus.portability.compiler import compile_plans
+from isthmus.portability.conversion import conversion_of
+from isthmus.state.encoding import TRAITS, Encoding, StorageDtype
 from isthmus.state.identity import TokenRange
-from isthmus.state.plan import LossBound
-from isthmus.state.representation import Partition
+from isthmus.state.partition import Partition
+from isthmus.state.plan import LossBound, TransformPlan
+from isthmus.state.representation import Component, attention
 from isthmus.state.runtime_kv_state import KVRepresentation
 from tests.state.states import GROUP
-from tests.strategies import ENCODINGS
+from tests.strategies import EMBEDDED_ENCODINGS as ENCODINGS
 
 SIZE = 16
 NORMAL_MIN, F32_MAX = 2.0**-126, TRAITS[StorageDtype.F32].largest
 EVERY_PAIR = [
-    pytest.param(a, b, id=f"{a[0]}-{i}>{b[0]}-{j}")
+    pytest.param(a, b, id=f"{a.storage_dtype}-{i}>{b.storage_dtype}-{j}")
     for (i, a), (j, b) in itertools.product(enumerate(ENCODINGS), repeat=2)
 ]
 # a row as f32, by what is hard about it
@@ -48,14 +49,19 @@ ROWS = {
 }
 
 
-def pool_of(encoding) -> PagedPool:
-    dtype, quant = encoding
-    group = msgspec.structs.replace(GROUP, layer_stop=1, num_kv_heads=1, block_size=8, storage_dtype=dtype, quant=quant)
+def pool_of(encoding: Encoding) -> PagedPool:
+    parts = attention(heads=1, head_size=SIZE, head_size_v=SIZE, encoding=encoding)
+    group = msgspec.structs.replace(GROUP, layers=(0,), components=parts, block_size=8)
     return PagedPool(KVRepresentation(groups=(group,), partition=Partition()), 4)
 
 
-def plan_of(source: PagedPool, target: PagedPool):
-    return compile_plan(source.group, Partition(), target.group, Partition())
+def plan_of(source: PagedPool, target: PagedPool) -> TransformPlan:
+    (plan,) = compile_plans(source.representation, target.representation)
+    return plan
+
+
+def conversion(one: Encoding, other: Encoding):
+    return conversion_of(*(Component(name="key", heads=1, count=SIZE, encoding=encoding) for encoding in (one, other)))
 
 
 def carry(values: np.ndarray, one, other) -> tuple[np.ndarray, np.ndarray, LossBound]:
@@ -65,20 +71,19 @@ def carry(values: np.ndarray, one, other) -> tuple[np.ndarray, np.ndarray, LossB
     count = len(values)
     at = torch.arange(count)
     source.write(0, at // 8, at % 8, source.encode(keys, torch.zeros_like(keys)))
+    plan = plan_of(source, target)
     binding = bind(
+        plan,
         TokenRange(start=0, stop=count),
         producer_blocks=range(4),
-        producer_block_size=8,
         producer_num_blocks=4,
         consumer_blocks=[3, 1, 0, 2],
-        consumer_block_size=8,
         consumer_num_blocks=4,
     )
-    plan = plan_of(source, target)
     execute(plan, binding, [[r.data for r in source.regions]], [[r.data for r in target.regions]])
     before = source.read("key", 0, torch.arange(4))[:count, 0]
     after = target.read("key", 0, torch.tensor([3, 1, 0, 2]))[:count, 0]
-    return before.double().numpy(), after.double().numpy(), plan.loss
+    return before.double().numpy(), after.double().numpy(), plan.conversion("key").loss
 
 
 def within(before: np.ndarray, after: np.ndarray, loss: LossBound) -> bool:
@@ -101,10 +106,10 @@ def test_hard_rows_are_kept_within_the_bound_or_refused_where_the_target_cannot_
     row = ROWS[name].astype(np.float32)
     held = carry(row[None], one, one)[0]
     largest = np.abs(held).max()
-    too_large = other[1] is None and largest > TRAITS[other[0]].largest * (1 + 2.0**-4)
-    converts = one[0] is not other[0]
+    too_large = other.quant is None and largest > other.traits.largest * (1 + 2.0**-4)
+    converts = one.storage_dtype is not other.storage_dtype
     # At the ends of f32's range a scale is too coarse for the bound: such a row is refused, not spoiled.
-    no_scale = other[1] is not None and largest > 0 and not 127 * NORMAL_MIN <= largest < F32_MAX
+    no_scale = other.quant is not None and largest > 0 and not 127 * NORMAL_MIN <= largest < F32_MAX
     try:
         before, after, loss = carry(row[None], one, other)
     except ConversionOutOfBounds:
@@ -121,31 +126,30 @@ def test_a_value_beyond_the_targets_range_is_refused_and_never_wraps_or_saturate
     largest = TRAITS[target].largest
     for factor in (1.1, 2.0, 1e3, 1e10, -1.1, -1e10):
         with pytest.raises(ConversionOutOfBounds) as caught:
-            carry(np.full((1, SIZE), largest * factor), one, (target, None))
+            carry(np.full((1, SIZE), largest * factor), one, Encoding(storage_dtype=target))
         assert caught.value.field == "key"
         assert target.value in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("one", [StorageDtype.F32])
+@pytest.mark.parametrize("one", [Encoding(storage_dtype=StorageDtype.F32)])
 @pytest.mark.parametrize("other", ENCODINGS)
 def test_what_is_no_number_is_never_converted_into_one(one, other, value):
     """The pool's own encoding clamps infinities, so these are put there as a broken producer would."""
-    source, target = pool_of((one, None)), pool_of(other)
+    source, target = pool_of(one), pool_of(other)
     for region in source.regions:
         region.data.view(torch.float32).fill_(value)
+    plan = plan_of(source, target)
     binding = bind(
+        plan,
         TokenRange(start=0, stop=2),
         producer_blocks=[0],
-        producer_block_size=8,
         producer_num_blocks=4,
         consumer_blocks=[0],
-        consumer_block_size=8,
         consumer_num_blocks=4,
     )
     regions = [[r.data for r in source.regions]], [[r.data for r in target.regions]]
-    plan = plan_of(source, target)
-    if plan.ops:
+    if plan.converts:
         with pytest.raises(ConversionOutOfBounds):
             execute(plan, binding, *regions)
     else:
@@ -165,14 +169,14 @@ LOSSLESS = {
 
 def test_these_conversions_lose_nothing_and_no_others():
     found = {
-        (a[0], b[0])
+        (a.storage_dtype, b.storage_dtype)
         for a, b in itertools.product(ENCODINGS, repeat=2)
-        if a[0] is not b[0] and loss_bound(pool_of(a).group, pool_of(b).group).lossless
+        if a.storage_dtype is not b.storage_dtype and conversion(a, b).lossless
     }
     assert found == LOSSLESS
     for encoding in ENCODINGS:
-        for other in (e for e in ENCODINGS if e[0] is encoding[0]):
-            assert loss_bound(pool_of(encoding).group, pool_of(other).group).lossless
+        for other in (e for e in ENCODINGS if e.storage_dtype is encoding.storage_dtype):
+            assert conversion(encoding, other).lossless
 
 
 @pytest.mark.parametrize(("source", "target"), sorted(LOSSLESS - {(StorageDtype.I8, StorageDtype.F32)}))
@@ -180,8 +184,9 @@ def test_a_lossless_conversion_keeps_every_value_there_is(source, target):
     itemsize = TRAITS[source].itemsize
     bits = np.arange(1 << 8 * itemsize, dtype=np.uint16).astype(f"<u{itemsize}")
     raw = torch.from_numpy(bits.view(np.uint8).copy())
-    before = decode_rows(raw, source, None)
+    stored = Encoding(storage_dtype=target)
+    before = decode_rows(raw, Encoding(storage_dtype=source), None)
     before = before[before.isfinite()]
-    after = decode_rows(encode_rows(before, target, None)[0], target, None)
+    after = decode_rows(encode_rows(before, stored)[0], stored, None)
     assert torch.equal(after, before)
     assert torch.equal(after.signbit(), before.signbit())

@@ -16,7 +16,7 @@ from isthmus.catalogue.conditions import Condition, Value
 from isthmus.core.errors import Bug
 from isthmus.state.structs import WireStruct
 
-__all__ = ["EngineFile", "Flag", "Rule", "engine_commands", "engine_file", "engine_files"]
+__all__ = ["EngineFile", "Flag", "Rule", "engine_commands", "engine_file", "engine_files", "engine_on"]
 
 
 class Flag(WireStruct, frozen=True, kw_only=True):
@@ -49,7 +49,10 @@ class Rule(WireStruct, frozen=True, kw_only=True):
 
 
 class EngineFile(WireStruct, frozen=True, kw_only=True):
-    """One engine. `commands` are how its launch line begins; `versions` those that the rules cover, newest last."""
+    """One engine. `commands` are how its launch line begins; `versions` those that the rules cover, newest last.
+
+    A plugin has no command: on parts of `archs` its rules take the place of `plugin_of`'s, under that one's flags.
+    """
 
     engine: str
     title: str
@@ -63,12 +66,11 @@ class EngineFile(WireStruct, frozen=True, kw_only=True):
     config_keys: dict[str, Flag] = msgspec.field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     plugin_of: str = ""
-    vendor: str = ""
-    notes: str = ""
+    archs: tuple[str, ...] = ()
 
     def flag_named(self, name: str) -> Flag | None:
         """The flag by its name or alias."""
-        return self.flags.get(name) or _aliases(self.engine).get(name)
+        return self.flags.get(name) or _aliases(self.plugin_of or self.engine).get(name)
 
 
 @cache
@@ -89,6 +91,22 @@ def engine_commands() -> tuple[tuple[str, str], ...]:
             raise Bug(f"catalogue/data/engines/{name}.yaml: no line `commands: [...]`", field=name)
         found += [(command, name) for command in msgspec.yaml.decode(line[1], type=list[str])]
     return tuple(found)
+
+
+def engine_on(rules: EngineFile, arch: str) -> EngineFile:
+    """An engine as it is on a part: with a plugin's rules, where one is for that architecture."""
+    folder = resources.files("isthmus.catalogue").joinpath("data", "engines")
+    for name in engine_files():
+        text = folder.joinpath(f"{name}.yaml").read_text()
+        if f"\nplugin_of: {rules.engine}\n" not in text:
+            continue
+        plugin = engine_file(name)
+        if arch in plugin.archs:
+            return msgspec.structs.replace(
+                plugin, flags=rules.flags, ignored=rules.ignored, environment=rules.environment,
+                positional=rules.positional, versions=rules.versions,
+            )  # fmt: skip
+    return rules
 
 
 @cache

@@ -14,8 +14,8 @@ __all__ = ["MODEL_TYPES", "REVISION_FIELD", "ModelShape", "read_model_shape"]
 REVISION_FIELD = "isthmus_revision"
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Rotary scalings whose frequencies are fixed. `dynamic` and `longrope` change them with the longest sequence of a batch,
-so that a request's KV would depend on its neighbours."""
+"""Rotary scalings whose frequencies are fixed. `dynamic` and `longrope` change them with the longest sequence of a
+batch, so that a request's KV would depend on its neighbours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +126,7 @@ def _rope(fields: dict[str, Any], head_dim: int) -> RopeState:
     rope_type = record.pop("rope_type", None) or record.pop("type", None) or "default"
     record.pop("type", None)
     if rope_type not in ROPE_TYPES:
-        raise Unsupported(
-            f"model: got rope_type {rope_type!r}, wanted one of {', '.join(ROPE_TYPES)}", field="model"
-        )
+        raise Unsupported(f"model: got rope_type {rope_type!r}, wanted one of {', '.join(ROPE_TYPES)}", field="model")
     scaling = ""
     if rope_type != "default":
         canonical = json.dumps({"rope_type": rope_type, **record}, sort_keys=True)

@@ -1,5 +1,6 @@
 """`describe`: a launch line, or a file that holds a description, to a `Description`."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import msgspec
 
 from isthmus.catalogue.accelerators import Accelerator, accelerator_named
 from isthmus.catalogue.conditions import Value
+from isthmus.catalogue.rules import engine_on
 from isthmus.catalogue.shape_types import LayerShape, ModelShape
 from isthmus.core.errors import BadInput
 from isthmus.core.limits import MANIFEST_BYTES_MAX
@@ -58,6 +60,7 @@ def describe_line(text: str) -> Description:
     """What a launch line stands for. Raises as `describe`."""
     line = parse_line(text)
     part, accelerator = accelerator_named(line.accelerator)
+    line = dataclasses.replace(line, rules=engine_on(line.rules, accelerator.arch))
     given = read_flags(line.rules, line.arguments) | read_environment(line.rules, line.environment)
     assumed: list[Assumption] = []
     if not line.version_given:
