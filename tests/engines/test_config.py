@@ -27,10 +27,11 @@ def test_fields_become_the_representation(llama):
     representation = representation_of(config, read_model_shape(config.model))
     (group,) = representation.groups
     assert (group.layout, group.kv_order, group.block_size) == (Layout.LBHNC, KvOrder.TWO_TENSORS, 64)
-    assert (group.num_layers, group.num_kv_heads, group.head_size) == (2, 2, 16)
-    assert group.storage_dtype is StorageDtype.I8
-    assert group.quant is not None
-    assert group.quant.scale_location is ScaleLocation.SIDE_POOL
+    key = group.component("key")
+    assert (group.num_layers, key.heads, key.count) == (2, 2, 16)
+    assert key.encoding.storage_dtype is StorageDtype.I8
+    assert key.encoding.quant is not None
+    assert key.encoding.quant.scale_location is ScaleLocation.SIDE_POOL
     assert representation.partition.tp_size == 2
 
 
@@ -53,7 +54,7 @@ def test_a_wrong_field_is_named(llama, field, value):
 
 def test_shards_that_do_not_divide_the_heads_are_refused_by_name(llama):
     config = config_of({"model": llama, "tp_size": 3})
-    with pytest.raises(ConfigInvalid, match="divisor of num_kv_heads = 2") as caught:
+    with pytest.raises(ConfigInvalid, match="a divisor or a multiple of num_kv_heads = 2") as caught:
         representation_of(config, read_model_shape(llama))
     assert caught.value.field == "tp_size"
 

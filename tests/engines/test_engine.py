@@ -140,7 +140,11 @@ def test_the_digest_is_that_of_the_rows_in_the_pool(llama, dtype):
     (output,) = run(engine)["a"]
     rows = engine.pool.read_tokens(blocks, len(prompt)).fields
     total = sum(
-        fold(row_digests(raw, field_index=FIELD_NAMES.index(name), layers=range(raw.shape[0]), token_start=0, head_start=0))
+        fold(
+            row_digests(
+                raw, field_index=FIELD_NAMES.index(name), layers=range(raw.shape[0]), token_start=0, head_start=0
+            )
+        )
         for name, raw in rows.items()
     )
     assert output.digest == Digest(total % (1 << 64))

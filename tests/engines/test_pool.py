@@ -117,9 +117,7 @@ def a_representation() -> KVRepresentation:
     group = GroupRepresentation(
         kind=GroupKind.FULL_ATTENTION,
         layers=(0, 1),
-        components=attention(
-            heads=2, head_size=8, head_size_v=8, encoding=Encoding(storage_dtype=StorageDtype.BF16)
-        ),
+        components=attention(heads=2, head_size=8, head_size_v=8, encoding=Encoding(storage_dtype=StorageDtype.BF16)),
         block_size=4,
         layout=Layout.LBNHC,
         kv_order=KvOrder.TWO_TENSORS,

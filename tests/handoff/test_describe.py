@@ -10,7 +10,7 @@ from isthmus.handoff.describe import describe
 from isthmus.handoff.orders import PrefillReply
 from isthmus.handoff.stages import Filled, Placed, Reserved
 from isthmus.state.identity import TokenRange
-from isthmus.state.manifest import encode_manifest
+from isthmus.state.manifest import SCHEMA_VERSION, encode_manifest
 from isthmus.state.runtime_kv_state import GroupState, Residency
 from isthmus.state.tokens import tokens_digest
 from tests.handoff.worlds import PREFILL, PREFILL_LIFE, World, alone, ask
@@ -37,7 +37,7 @@ def owned(**changes) -> bytes:
 
 
 def raw(**changes) -> dict:
-    return {"schema_version": 1, "state": msgspec.to_builtins(a_state())} | changes
+    return {"schema_version": SCHEMA_VERSION, "state": msgspec.to_builtins(a_state())} | changes
 
 
 def test_an_offer_of_what_was_asked_for_is_accepted():
@@ -73,7 +73,7 @@ def test_an_offer_for_another_prompt_is_refused(digest):
         (b"", "manifest"),
         (b"\xc1 garbage", "manifest"),
         (b"\x91" * 100_000, "manifest"),
-        (msgspec.msgpack.encode(raw(schema_version=2)), "schema_version"),
+        (msgspec.msgpack.encode(raw(schema_version=SCHEMA_VERSION + 1)), "schema_version"),
         (msgspec.msgpack.encode(raw(schema_version=0)), "schema_version"),
         (msgspec.msgpack.encode(raw(more=1)), "more"),
         (msgspec.msgpack.encode(raw(state=raw()["state"] | {"extra": 1})), "extra"),
