@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from isthmus.engines.embedded.config import RULES
+from isthmus.engines.embedded.config import KV_CACHE_DTYPES
 from isthmus.state.encoding import ScaleLocation
 from isthmus.state.representation import KvOrder, Layout
 from tests.engines.models import random_prompt
@@ -117,4 +117,4 @@ def test_the_pairs_are_as_many_and_as_different_as_claimed():
     )
     for side in (0, 1):
         assert {(p[side]["kv_layout"], p[side]["kv_order"]) for p in PAIRS} == set(itertools.product(Layout, KvOrder))
-    assert set(RULES.kv_cache_dtypes) == {e["kv_cache_dtype"] for e in ENCODINGS}
+    assert set(KV_CACHE_DTYPES) == {e["kv_cache_dtype"] for e in ENCODINGS}

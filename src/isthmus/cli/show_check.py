@@ -122,8 +122,14 @@ def _connectors(console: Console, found: Check) -> None:
         return
     console.print("[bold]without Isthmus[/bold]")
     for each in joined:
-        console.print(Text(f"  {each.connector}: "), Text(each.outcome, style=_COLOUR[each.outcome]), end="")
-        console.print(f". {each.why} [dim]({each.source})[/dim]", soft_wrap=False)
+        console.print(
+            Text.assemble(
+                f"  {each.connector}: ",
+                (each.outcome, _COLOUR[each.outcome]),
+                f". {each.why} ",
+                (f"({each.source})", "dim"),
+            )
+        )
 
 
 def show_description(found: Description) -> None:

@@ -146,7 +146,8 @@ class GroupRepresentation(WireStruct, frozen=True, kw_only=True):
 
     `row_bytes` and `page_size_padded` say where there is padding (0: none): after a packed row's fields, and after a
     page (what a block holds of one layer, or less where heads lie outside blocks). `sliding_window` > 0 says that
-    only the tokens need be there that the next one looks at: the window, less itself. A row stands for `tokens_per_state` tokens.
+    only the tokens need be there that the next one looks at: the window, less itself. A row stands for
+    `tokens_per_state` tokens.
     """
 
     kind: GroupKind
