@@ -16,7 +16,8 @@ from isthmus.state.identity import TokenRange
 from isthmus.state.partition import Partition
 from isthmus.state.representation import Component, GroupRepresentation
 from isthmus.state.runtime_kv_state import KVRepresentation
-from tests.formats import F32, INTEGERS, decode, encode, nearest, pack, plain, positive, unpack, values_of, whole_scale
+from tests.formats import F32, INTEGERS, decode, encode, nearest, pack, plain, positive, unpack, whole_scale
+from tests.strategies import block_table, empty_regions
 
 Rows = dict[str, np.ndarray]
 """Field to uint8 [L, T, H, row_bytes]: the group's layers, rows, the model's heads."""
@@ -130,8 +131,6 @@ class Pool:
 
 def pool_of(representation: KVRepresentation, index: int, tokens: TokenRange, rng: np.random.Generator) -> Pool:
     """A poisoned pool of one group with some spare blocks, and a table in random order."""
-    from tests.strategies import block_table, empty_regions
-
     group, partition = representation.groups[index], representation.partition
     shards, rows = representation.address()[index], group.held(tokens)
     span = group.block_size * partition.dcp_size
@@ -233,6 +232,3 @@ def scale_of(part: Component, data: Rows, layers: tuple[int, ...], like: np.ndar
         return np.ones_like(like)
     static = as_rows(layer_scales(part, layers))
     return whole_scale(data.get(f"{part.name}_scale"), static, part.encoding, like)[..., model_order(part)]
-
-
-__all__ = ["Pool", "Rows", "meaning_of", "moved", "pool_of", "random_rows", "rewritten", "scale_of", "values_of"]

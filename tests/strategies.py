@@ -161,14 +161,13 @@ def encodings(draw, part: Part, places: tuple[ScaleLocation, ...] = ()) -> Encod
     return Encoding(storage_dtype=dtype, quant=quant, nibble_order=order, transform=part.transform)
 
 
-def places_for(layout: Layout, kv_order: KvOrder, interior: str, part: Part, lanes: int) -> tuple[ScaleLocation, ...]:
+def places_for(layout: Layout, interior: str, part: Part) -> tuple[ScaleLocation, ...]:
     """Where a component's scales may lie."""
     if part.name.startswith("conv_"):
         return ()
-    if interior not in ("row", "opaque:x") and not interior.startswith("conv_sd"):
+    if interior != "row" and not interior.startswith("conv_sd"):
         return (ScaleLocation.SIDE_POOL,)
-    slots = kv_order is KvOrder.TWO_SLOTS and lanes > 1
-    apart = (ScaleLocation.SEGREGATED,) if layout in ROWS_TOGETHER and not slots else ()
+    apart = (ScaleLocation.SEGREGATED,) if layout in ROWS_TOGETHER else ()
     return (ScaleLocation.INLINE, ScaleLocation.INTERLEAVED, ScaleLocation.SIDE_POOL, *apart)
 
 
@@ -203,7 +202,7 @@ def groups(draw, shape: Shape) -> GroupRepresentation:
     kv_order, layout, interior = draw(arrangements(shape))
     chosen: list[Encoding] = []
     for part in shape.parts:
-        places = places_for(layout, kv_order, interior, part, len(shape.parts))
+        places = places_for(layout, interior, part)
         own = draw(encodings(part, places))
         if interior.startswith("conv_sd") and part.name.startswith("conv_"):
             own = encoding_of("bf16", transform=part.transform)

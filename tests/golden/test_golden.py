@@ -57,6 +57,9 @@ def test_the_resolutions_and_the_plans_say_the_same_as_the_verdict(pair: Pair):
     resolutions = {difference["resolution"] for difference in found["differences"]}
     said = {word for word in ("redistribute", "convert") if word in resolutions}
     assert set(pair.verdict.split("+")) - {"direct"} == said
+    if found["plan"] is None:  # an opaque interior: blocks may cross whole, and only as they are
+        assert pair.verdict == "direct"
+        return
     assert {word for group in found["plan"]["groups"] for word in group["outcome"].split("+")} - {"direct"} == said
 
 

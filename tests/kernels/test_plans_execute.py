@@ -9,11 +9,13 @@ from isthmus.core.errors import BadInput
 from isthmus.kernels import reference
 from isthmus.portability.alignment import Meeting
 from isthmus.portability.compiler import compile_plan
+from isthmus.state.encoding import StorageDtype
+from isthmus.state.partition import Partition
 from isthmus.state.plan import Conversion, Rebias, Reorder
-from isthmus.state.representation import GroupKind
+from isthmus.state.representation import Component, GroupKind, GroupRepresentation, KvOrder, Layout
 from isthmus.state.runtime_kv_state import KVRepresentation
 from tests.byhand import Pool, Rows, meaning_of, moved, rewritten, scale_of
-from tests.formats import F32
+from tests.formats import F32, table
 from tests.kernels.cases import Case, a_case
 from tests.strategies import ATTENTION_KINDS, encoding_of, pairs, quant_of
 
@@ -161,9 +163,6 @@ def test_what_a_lossless_cast_widened_is_narrowed_to_the_same_bytes(pair, seed):
 
 
 def one_component(dtype: str, quant=None, *, count=8, heads=1, **fields) -> KVRepresentation:
-    from isthmus.state.partition import Partition
-    from isthmus.state.representation import Component, GroupRepresentation, KvOrder, Layout
-
     part = Component(name="latent", heads=heads, count=count, encoding=encoding_of(dtype, quant), **fields)
     group = GroupRepresentation(
         kind=GroupKind.MLA, layers=(0, 1), components=(part,), block_size=4, layout=Layout.LBNHC,
@@ -239,7 +238,4 @@ def test_e4m3fn_and_e4m3fnuz_are_exact_where_the_value_is_in_both(one, other, sc
 
 
 def code_in_both(codes: np.ndarray, one: str, other: str) -> np.ndarray:
-    from isthmus.state.encoding import StorageDtype
-    from tests.formats import table
-
     return np.isin(table(StorageDtype(one))[codes], table(StorageDtype(other)))

@@ -152,8 +152,7 @@ def _placed(field) -> tuple:
 def test_k_and_v_of_unequal_size_have_their_places_too_or_are_refused(layout, order, encoding):
     group = {"components": attention(heads=4, head_size=6, head_size_v=2, encoding=encoding)}
     apart = encoding.quant is not None and encoding.quant.scale_location == "segregated"
-    slots = order is KvOrder.TWO_SLOTS and (layout not in ROWS_TOGETHER or apart)
-    if slots or (apart and layout not in ROWS_TOGETHER):
+    if layout not in ROWS_TOGETHER and (apart or order is KvOrder.TWO_SLOTS):
         with pytest.raises(ValueError, match=r"^layout: got"):
             KVRepresentation(groups=(make(layout, order, **group),), partition=Partition(tp_size=2))
     else:

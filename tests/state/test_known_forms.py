@@ -124,6 +124,21 @@ def test_segregated_scales_of_several_heads_follow_the_order_of_the_rows():
             assert bytes_of(group, "value_scale", **at) == run(start + 192 + order(token, head) * 4 + 2, 2)
 
 
+def test_segregated_scales_of_slots_follow_all_slots_of_the_page_in_their_order():
+    """Three heads of K and two of V: all rows, then K's scales, then V's."""
+    encoding = encoding_of("i8", quant_of("token_head", "segregated"))
+    components = [part("key", 8, encoding, heads=3), part("value", 6, encoding, heads=2)]
+    group = a_group(components, block_size=4, layout=Layout.LBHNC, kv_order=KvOrder.TWO_SLOTS)
+    page = 4 * (3 * 8 + 2 * 6 + 5 * 4)
+    for block, token, head in ((0, 0, 0), (1, 3, 1), (3, 2, 1)):
+        at = {"layer": 1, "block": block, "token": token, "head": head}
+        start = (BLOCKS + block) * page
+        assert bytes_of(group, "key", **at) == run(start + (head * 4 + token) * 8, 8)
+        assert bytes_of(group, "value", **at) == run(start + 4 * 24 + (head * 4 + token) * 6, 6)
+        assert bytes_of(group, "key_scale", **at) == run(start + 4 * 36 + (head * 4 + token) * 4, 4)
+        assert bytes_of(group, "value_scale", **at) == run(start + 4 * 48 + (head * 4 + token) * 4, 4)
+
+
 def test_llama_cpps_q8_0_is_an_f16_scale_and_32_codes_in_34_bytes():
     q8_0 = blocks_of(32, "f16", "interleaved", "i8")
     group = a_group([part("key", 128, q8_0, heads=2), part("value", 64, q8_0, heads=2)], block_size=1)

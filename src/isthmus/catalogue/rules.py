@@ -51,7 +51,8 @@ class Rule(WireStruct, frozen=True, kw_only=True):
 class EngineFile(WireStruct, frozen=True, kw_only=True):
     """One engine. `commands` are how its launch line begins; `versions` those that the rules cover, newest last.
 
-    A plugin has no command: on parts of `archs` its rules take the place of `plugin_of`'s, under that one's flags.
+    A plugin has no command: on parts of `archs` its rules take the place of `plugin_of`'s, under that one's flags and
+    variables and those that it adds.
     """
 
     engine: str
@@ -103,7 +104,8 @@ def engine_on(rules: EngineFile, arch: str) -> EngineFile:
         plugin = engine_file(name)
         if arch in plugin.archs:
             return msgspec.structs.replace(
-                plugin, flags=rules.flags, ignored=rules.ignored, environment=rules.environment,
+                plugin, flags=rules.flags | plugin.flags, ignored=rules.ignored | plugin.ignored,
+                environment=rules.environment | plugin.environment,
                 positional=rules.positional, versions=rules.versions,
             )  # fmt: skip
     return rules

@@ -30,7 +30,11 @@ def describe(
     """
     from isthmus.engines.launch.describe import describe as read
 
-    found = read(side)
+    try:
+        found = read(side)
+    except NotCovered as error:
+        sys.stderr.write(f"isthmus: unknown: {error}\n")
+        return EXIT["unknown"]
     if json_:
         _json(msgspec.to_builtins(found))
     else:

@@ -45,6 +45,8 @@ __all__ = [
     "TP_SIZE_MAX",
     "WORKERS_MAX",
     "WRITE_BUFFER_BYTES_MAX",
+    "YAML_BYTES_MAX",
+    "YAML_DEPTH_MAX",
 ]
 
 # shapes
@@ -72,6 +74,10 @@ CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
 HELLO_MS_MAX = 10_000  # from a connection to who it is, on the control and peer ports
 WRITE_BUFFER_BYTES_MAX = 64 * MIB  # per channel; a peer that reads slower than this is cut off
 NAME_CHARS_MAX = 256
+
+# files that people write
+YAML_BYTES_MAX = 1 * MIB
+YAML_DEPTH_MAX = 64
 
 # serving
 HTTP_BODY_BYTES_MAX = 8 * MIB

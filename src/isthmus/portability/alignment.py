@@ -1,7 +1,7 @@
 """Which of the producer's layer groups meets which of the consumer's, and over which layers.
 
 Engines group layers differently: one keeps sliding-window layers apart, another keeps all layers alike. Two groups meet
-where they hold the same components of the same layers.
+where they hold the same components of the same layers, in rows for as many tokens.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,10 @@ from isthmus.state.representation import GroupRepresentation
 from isthmus.state.runtime_kv_state import KVRepresentation
 
 __all__ = ["Meeting", "meetings"]
+
+
+_Holding = tuple[int, int, tuple[str, ...]]
+"""A layer, the tokens that a row stands for, and the components."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ def meetings(producer: KVRepresentation, consumer: KVRepresentation) -> tuple[tu
     found = []
     for i, mine in enumerate(ours):
         for j, other in enumerate(theirs):
-            if _names(mine) == _names(other):
+            if _names(mine) == _names(other) and mine.tokens_per_state == other.tokens_per_state:
                 held = set(other.layers)
                 layers = tuple(layer for layer in mine.layers if layer in held)
                 if layers:
@@ -42,12 +46,14 @@ def _names(group: GroupRepresentation) -> tuple[str, ...]:
     return tuple(sorted(component.name for component in group.components))
 
 
-def _holdings(groups: tuple[GroupRepresentation, ...]) -> set[tuple[int, tuple[str, ...]]]:
-    return {(layer, _names(group)) for group in groups for layer in group.layers}
+def _holdings(groups: tuple[GroupRepresentation, ...]) -> set[_Holding]:
+    return {(layer, group.tokens_per_state, _names(group)) for group in groups for layer in group.layers}
 
 
-def _missing(left: set[tuple[int, tuple[str, ...]]], right: set[tuple[int, tuple[str, ...]]]) -> str:
+def _missing(left: set[_Holding], right: set[_Holding]) -> str:
     """The first thing that one side lacks."""
-    layer, names = min(left ^ right)
-    holder, other = ("producer", "consumer") if (layer, names) in left else ("consumer", "producer")
-    return f"{holder} holds {', '.join(names)} of layer {layer}, {other} does not"
+    found = min(left ^ right)
+    layer, tokens, names = found
+    holder, other = ("producer", "consumer") if found in left else ("consumer", "producer")
+    each = f" a row for {tokens} tokens" if tokens > 1 else ""
+    return f"{holder} holds {', '.join(names)}{each} of layer {layer}, {other} does not"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from isthmus.portability.alignment import Meeting, meetings
 from isthmus.portability.conversion import conversion_of
-from isthmus.state.encoding import Encoding, Quant, StorageDtype
+from isthmus.state.encoding import IN_POOL, Encoding, Quant, StorageDtype
 from isthmus.state.plan import Reorder
 from isthmus.state.representation import Component, GroupRepresentation
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -124,7 +124,7 @@ def places(ours: GroupRepresentation, theirs: GroupRepresentation) -> list[tuple
         found.append(("row", _row(ours), _row(theirs)))
     for part in ours.components:
         mine, other = part.encoding.quant, theirs.component(part.name).encoding.quant
-        if mine is None or other is None:
+        if mine is None or other is None or not {mine.granularity, other.granularity} <= set(IN_POOL):
             continue
         for field in ("scale_location", "scale_row_bytes"):
             a, b = getattr(mine, field), getattr(other, field)
@@ -135,7 +135,9 @@ def places(ours: GroupRepresentation, theirs: GroupRepresentation) -> list[tuple
 
 def _arrangement(group: GroupRepresentation) -> tuple[object, ...]:
     """A packed row without its sizes: padding, and the order and offsets of its fields."""
-    return (group.row_bytes, tuple((part.name, part.offset, _scale_offset(part)) for part in group.components))
+    tight = sum(part.row_bytes for part in group.components)
+    padded = 0 if group.row_bytes == tight else group.row_bytes
+    return (padded, tuple((part.name, part.offset, _scale_offset(part)) for part in group.components))
 
 
 def _row(group: GroupRepresentation) -> str:
@@ -145,7 +147,8 @@ def _row(group: GroupRepresentation) -> str:
         fields.append(part.name if part.offset is None else f"{part.name}@{part.offset}")
         if _scale_offset(part) is not None:
             fields.append(f"{part.name}_scale@{_scale_offset(part)}")
-    size = f"padded to {group.row_bytes}" if group.row_bytes else sum(part.row_bytes for part in group.components)
+    tight = sum(part.row_bytes for part in group.components)
+    size = f"padded to {group.row_bytes}" if group.row_bytes not in (0, tight) else tight
     return f"{size} bytes: {', '.join(fields)}"
 
 

@@ -4,6 +4,7 @@ from isthmus.catalogue.accelerators import accelerator_named
 from isthmus.state.addressing import address_rank, stage_of
 from isthmus.state.description import Description
 from isthmus.state.representation import STATE_KINDS
+from isthmus.state.runtime_kv_state import KVRepresentation
 
 __all__ = ["facts_of"]
 
@@ -54,5 +55,14 @@ def facts_of(side: Description) -> dict[str, str | int]:
         "sliding_window": group.sliding_window,
         "kinds": ",".join(each.kind.value for each in representation.groups),
         "has_state": "true" if any(each.kind in STATE_KINDS for each in representation.groups) else "false",
+        "conv_layout": _conv_layout(representation),
         "fields": ",".join(field.name for field, _ in fields),
     }
+
+
+def _conv_layout(representation: KVRepresentation) -> str:
+    """How convolutions' states lie: SD, DS, or '' where there are none."""
+    states = [group for group in representation.groups if group.kind in STATE_KINDS]
+    if not states:
+        return ""
+    return "SD" if any(group.interior.startswith("conv_sd") for group in states) else "DS"

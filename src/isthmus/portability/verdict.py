@@ -30,7 +30,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A decision and its plans: one for each pair of layer groups that meet, none where nothing crosses."""
+    """A decision and its plans: one for each pair of layer groups that meet, none where nothing crosses.
+
+    None either where blocks may cross only whole, because nobody has described what is in them.
+    """
 
     decision: Decision
     plans: tuple[TransformPlan, ...]
@@ -51,7 +54,9 @@ class Verdict:
 
     @property
     def lossless(self) -> bool:
-        return bool(self.plans) and all(plan.lossless for plan in self.plans)
+        if not self.plans:
+            return self.outcome is Outcome.DIRECT  # whole blocks of an opaque interior
+        return all(plan.lossless for plan in self.plans)
 
 
 def decide(producer: Side, consumer: Side) -> Decision:
@@ -66,7 +71,7 @@ def judge(producer: Side, consumer: Side) -> Verdict:
     decision = decide(producer, consumer)
     return Verdict(
         decision=decision,
-        plans=compile_plans(producer[1], consumer[1]) if decision.crosses else (),
+        plans=compile_plans(producer[1], consumer[1]) if decision.crosses and not _opaque(producer[1]) else (),
         producer_bytes_per_token=producer[1].bytes_per_token,
         consumer_bytes_per_token=consumer[1].bytes_per_token,
     )
@@ -88,6 +93,10 @@ def plans_or_refuse(verdict: Verdict) -> tuple[TransformPlan, ...]:
         )
         raise Unsupported(f"representation differs where no plan resolves it: {said}", field="representation")
     return verdict.plans
+
+
+def _opaque(representation: KVRepresentation) -> bool:
+    return any(group.opaque for group in representation.groups)
 
 
 def _outcome(gated: GateResult, found: tuple[Difference, ...]) -> Outcome:

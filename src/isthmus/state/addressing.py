@@ -212,13 +212,14 @@ def _heads(group: GroupRepresentation, found: list[_Walked], block: int) -> None
 
 def _page(group: GroupRepresentation, found: list[_Walked], axes: list[str]) -> None:
     """A page is complete: its segregated scales follow, then its padding."""
-    for each in found:
-        each.rows_end = each.size
-        apart = sum(field.segregated for field in each.lane.fields)
-        if apart:
-            slots = group.kv_order is KvOrder.TWO_SLOTS and len(found) > 1
-            require(axes[-1] in "NH" and axes[-2] in "NH" and not slots, "layout", group.layout.value, "a page of rows")
-            each.size += apart * group.block_size * each.lane.heads
+    apart = [sum(field.segregated for field in each.lane.fields) * each.lane.heads for each in found]
+    if any(apart):
+        require(axes[-1] in "NH" and axes[-2] in "NH", "layout", group.layout.value, "a page of rows")
+    slots, before = group.kv_order is KvOrder.TWO_SLOTS, 0
+    for each, scales in zip(found, apart, strict=True):
+        each.rows_end = each.size + (before if slots else 0)
+        each.size += (sum(apart) if slots else scales) * group.block_size
+        before += scales * group.block_size
         if group.page_size_padded:
             _fits(group, each.size)
             each.size = group.page_size_padded
@@ -242,7 +243,8 @@ def _fields(
                 Stride(apart * (lane.heads if group.layout.value[-2] == "H" else group.block_size)),
             )
             token, head = (outer, inner) if group.layout.value[-2] == "H" else (inner, outer)
-            offset = offset.plus(Stride(walked.rows_end))
+            start = Stride() if group.kv_order is KvOrder.TWO_SLOTS else walked.start  # slots share their page
+            offset = start.plus(Stride(walked.rows_end + field.offset))
         address = FieldAddress(
             name=field.name,
             storage_dtype=field.storage_dtype,

@@ -25,7 +25,12 @@ class KVRepresentation(WireStruct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self.address()  # raises where the partition does not fit
-        held = [(layer, part.name) for group in self.groups for layer in group.layers for part in group.components]
+        held = [
+            (layer, part.name, group.tokens_per_state)
+            for group in self.groups
+            for layer in group.layers
+            for part in group.components
+        ]
         require(len(set(held)) == len(held), "groups", "a layer's component twice", "each component of a layer once")
 
     def address(self) -> tuple[tuple[ShardAddressing, ...], ...]:

@@ -17,6 +17,7 @@ from isthmus.engines.launch.groups import group_of, partition_of
 from isthmus.engines.launch.line import LaunchLine, parse_line
 from isthmus.engines.launch.model import identity_of, served_model
 from isthmus.engines.launch.settings import apply_rules
+from isthmus.engines.launch.yaml_text import read_yaml
 from isthmus.state.assumption import Assumption
 from isthmus.state.description import Description
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -43,17 +44,18 @@ def describe(text: str) -> Description:
 
 def read_description(path: Path) -> Description:
     """A description from a file. Raises BadInput naming the field."""
+    hint = "give a launch line or a file that `isthmus describe … --json` wrote"
+    if path.suffix != ".json":
+        found: Description = read_yaml(path, Description, hint=hint, field="file")
+        return found
     try:
         if path.stat().st_size > MANIFEST_BYTES_MAX:
-            raise BadInput(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes", field="file")
-        data = path.read_bytes()
-        if path.suffix == ".json":
-            return msgspec.json.decode(data, type=Description)
-        return msgspec.yaml.decode(data, type=Description)
+            raise BadInput(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes; {hint}", field="file")
+        return msgspec.json.decode(path.read_bytes(), type=Description)
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; give a launch line or a file that exists", field="file") from None
+        raise BadInput(f"{path}: {error.strerror}; {hint}", field="file") from None
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: {error}; `isthmus describe … --json` writes such a file", field="file") from None
+        raise BadInput(f"{path}: {error}; {hint}", field="file") from None
 
 
 def describe_line(text: str) -> Description:

@@ -3,16 +3,15 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from isthmus.catalogue.conditions import Value
 from isthmus.catalogue.rules import EngineFile, Flag
 from isthmus.core.errors import BadInput, NotCovered
+from isthmus.engines.launch.yaml_text import read_yaml
 
-__all__ = ["CONFIG_BYTES_MAX", "read_environment", "read_flags"]
+__all__ = ["read_environment", "read_flags"]
 
-CONFIG_BYTES_MAX = 1 << 20
 CONFIG_FILE = "config_file"
 """The setting of a flag whose value is a YAML file with `config_keys`."""
 
@@ -134,15 +133,7 @@ def _read(flag: Flag, name: str, text: str) -> Value:
 
 def _config_file(rules: EngineFile, settings: dict[str, Value], path: str) -> None:
     """Settings from a YAML file's keys, by dotted path. A flag on the line wins."""
-    try:
-        data = Path(path).read_bytes()
-        if len(data) > CONFIG_BYTES_MAX:
-            raise BadInput(f"{path}: got {len(data)} bytes, wanted at most {CONFIG_BYTES_MAX}", field=path)
-        tree = msgspec.yaml.decode(data)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; give the YAML file of this line", field=path) from None
-    except msgspec.DecodeError as error:
-        raise BadInput(f"{path}: is not YAML ({error})", field=path) from None
+    tree = read_yaml(Path(path), Any, hint="give the YAML file of this line", field=path)
     for key, value in _flat(tree, ""):
         flag = rules.config_keys.get(key)
         if flag is not None and flag.setting not in settings:

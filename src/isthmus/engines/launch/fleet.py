@@ -12,12 +12,11 @@ import msgspec
 from isthmus.core.errors import BadInput, IsthmusError, NotCovered
 from isthmus.core.limits import WORKERS_MAX
 from isthmus.engines.launch.describe import describe
+from isthmus.engines.launch.yaml_text import read_yaml
 from isthmus.portability.verdict import decide
 from isthmus.state.description import Description
 
 __all__ = ["check_fleet"]
-
-FILE_BYTES_MAX = 1 << 20
 
 
 def check_fleet(path: Path) -> dict[str, Any]:
@@ -38,15 +37,8 @@ def check_fleet(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        data = path.read_bytes()
-        if len(data) > FILE_BYTES_MAX:
-            raise BadInput(f"{path}: larger than {FILE_BYTES_MAX} bytes", field="fleet")
-        lines = msgspec.yaml.decode(data, type=dict[str, str])
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; give a YAML file of names to launch lines", field="fleet") from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise BadInput(f"{path}: {error}; wanted `name: launch line @accelerator`", field="fleet") from None
+    hint = "wanted a YAML file of names to launch lines (`name: line @accelerator`)"
+    lines: dict[str, str] = read_yaml(path, dict[str, str], hint=hint, field="fleet")
     if not 2 <= len(lines) <= WORKERS_MAX:
         raise BadInput(f"{path}: got {len(lines)} sides, wanted 2 to {WORKERS_MAX}", field="fleet")
     return lines

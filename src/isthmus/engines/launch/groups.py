@@ -16,6 +16,8 @@ from isthmus.state.representation import Component, GroupKind, GroupRepresentati
 
 __all__ = ["group_of", "partition_of"]
 
+_SPLITS = ("first", "last", "before_last")
+
 
 def group_of(layers: LayerShape, settings: Mapping[str, Value]) -> GroupRepresentation:
     """The group of one kind of layer.
@@ -47,17 +49,24 @@ def group_of(layers: LayerShape, settings: Mapping[str, Value]) -> GroupRepresen
 
 
 def partition_of(settings: Mapping[str, Value], num_layers: int) -> Partition:
-    """How the model is cut. Pipeline stages take even shares; of a remainder, the stages before the last take one each.
+    """How the model is cut. Pipeline stages take even shares; `pp_split` says which take one more of a remainder.
 
-    That split is vLLM's (distributed/utils.py, get_pp_indices) and SGLang's.
+    before_last: the stages before the last (vLLM, distributed/utils.py, get_pp_indices). last: the last ones (SGLang,
+    utils.py:110-150). first: the first ones (TensorRT-LLM).
+
+    Raises:
+        NotCovered: there is a remainder, and the engine's rules do not say who takes it.
     """
     stages = _number(settings, "pp_size")
     if not 1 <= stages <= num_layers:
         raise BadInput(f"pp_size: got {stages}, wanted 1 to {num_layers}, the model's layers", field="pp_size")
     each, rest = divmod(num_layers, stages)
     sizes = [each] * stages
-    for stage in range(rest):
-        sizes[-(stage + 2)] += 1
+    if rest and settings.get("pp_split") not in _SPLITS:
+        raise NotCovered(f"pp_size: how {num_layers} layers are dealt to {stages} stages was not read", field="pp_size")
+    for extra in range(rest):
+        at = {"first": extra, "last": -(extra + 1), "before_last": -(extra + 2)}[str(settings["pp_split"])]
+        sizes[at] += 1
     starts = tuple(sum(sizes[:stage]) for stage in range(stages))
     try:
         return Partition(

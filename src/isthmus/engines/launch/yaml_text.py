@@ -1,0 +1,49 @@
+"""Reading YAML that a person wrote, within bounds: neither deep nesting nor aliases, which can stand for anything."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from isthmus.core.errors import BadInput
+from isthmus.core.limits import YAML_BYTES_MAX, YAML_DEPTH_MAX
+
+__all__ = ["read_yaml"]
+
+
+def read_yaml(path: Path, kind: Any, *, hint: str, field: str) -> Any:
+    """A YAML file as `kind`.
+
+    Args:
+        hint: what to give instead, for the error about `field`.
+
+    Raises:
+        BadInput: it cannot be read, is too large or too deep, uses aliases, or is no such thing.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= YAML_BYTES_MAX else None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {getattr(error, 'strerror', error)}; {hint}", field=field) from None
+    if data is None:
+        raise BadInput(f"{path}: larger than {YAML_BYTES_MAX} bytes; {hint}", field=field)
+    try:
+        _check(path, data, field)
+        return msgspec.yaml.decode(data, type=kind)
+    except (msgspec.ValidationError, msgspec.DecodeError, yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{path}: {error}; {hint}", field=field) from None
+
+
+def _check(path: Path, data: bytes, field: str) -> None:
+    """Walk the events, which takes no stack, before anything is built of them."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(data, Loader=loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise BadInput(f"{path}: uses an alias (*{event.anchor}); write it out", field=field)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > YAML_DEPTH_MAX:
+            raise BadInput(f"{path}: nested deeper than {YAML_DEPTH_MAX}", field=field)
