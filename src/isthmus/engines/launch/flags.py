@@ -134,12 +134,16 @@ def _read(flag: Flag, name: str, text: str) -> Value:
 def _config_file(rules: EngineFile, settings: dict[str, Value], path: str) -> None:
     """Settings from a YAML file's keys, by dotted path. A flag on the line wins."""
     tree = read_yaml(Path(path), Any, hint="give the YAML file of this line", field=path)
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: got {type(tree).__name__}, wanted a mapping of keys to values", field=path)
     for key, value in _flat(tree, ""):
         flag = rules.config_keys.get(key)
-        if flag is not None and flag.setting not in settings:
+        if value is None or (flag is not None and not flag.unknown and flag.setting in settings):
+            continue
+        if flag is not None:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             _set(settings, flag, f"{path}: {key}", text if flag.type == "switch" else _read(flag, key, text))
-        elif flag is None and key.split(".")[0] in {name.split(".")[0] for name in rules.config_keys if "." in name}:
+        elif f"--{key}" not in rules.ignored:
             near = difflib.get_close_matches(key, rules.config_keys, n=1, cutoff=0.5)
             hint = f"; nearest known: {near[0]}" if near else ""
             raise NotCovered(f"{path}: {key}: no rule covers this key{hint}", field=key)
