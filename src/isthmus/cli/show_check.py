@@ -185,10 +185,13 @@ def show_fleet(found: dict[str, object]) -> None:
     pairs = found["pairs"]
     assert isinstance(pairs, list)
     verdicts = {(pair["producer"], pair["consumer"]): pair["verdict"] for pair in pairs}
-    table = _table("prefill \\ decode", *sides)
+    numbers = {name: str(number) for number, name in enumerate(sides, start=1)}
+    table = _table("prefill \\ decode", *numbers.values())
     for a in sides:
-        cells = [Text(verdicts.get((a, b), "-"), style=_COLOUR.get(verdicts.get((a, b), ""), "dim")) for b in sides]
-        table.add_row(a, *cells)
+        words = [verdicts.get((a, b), "-") for b in sides]
+        short = [word.replace("redistribute", "redistr.").replace("+", "\n+") for word in words]
+        cells = [Text(said, style=_COLOUR.get(word, "dim")) for said, word in zip(short, words, strict=True)]
+        table.add_row(f"{numbers[a]} {a}", *cells)
     console.print(table)
     for name, side in sides.items():
         if side["unknown"]:
