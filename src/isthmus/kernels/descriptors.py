@@ -51,14 +51,14 @@ def _part(plan: TransformPlan, binding: Binding, part: PlanPart) -> Iterator[Des
     scatter = {(runs.field.name, runs.head_start): runs for runs in part.scatter}
     for ours in part.gather:
         theirs = scatter[ours.field.name, ours.head_start]
-        whole = common_runs(ours, theirs, sizes)
+        whole, single = common_runs(ours, theirs, sizes), common_runs(ours, theirs, sizes, chunk=1)
         start, stop = binding.rows.start, binding.rows.stop
         first = min(-(-start // whole.chunk) * whole.chunk, stop)
         last = max(first, stop // whole.chunk * whole.chunk)
         for runs, begin, end in (
             (whole, first, last),
-            (common_runs(ours, theirs, sizes, chunk=1), start, first),
-            (common_runs(ours, theirs, sizes, chunk=1), last, stop),
+            (single, start, first),
+            (single, last, stop),
         ):
             if begin < end:
                 chosen = np.arange(begin - start, end - start, runs.chunk)

@@ -243,14 +243,11 @@ def _static(
     assert said is not None  # it has a meaning, so it is there: the values come in the shape that it names
     runs = next(runs for runs in part.gather if runs.field.name == conversion.component)
     heads = slice(runs.head_start, runs.head_start + runs.num_heads)
-    positions = [_plan_layers(plan).index(layer) for layer in part.layers]
+    layers = plan.layers
+    positions = [layers.index(layer) for layer in part.layers]
     scales = given[conversion.component].astype(np.float32)[positions]
     if said.granularity is Granularity.HEAD:
         return scales[:, None, heads, None]
     if said.granularity is Granularity.CHANNEL:
         return scales[:, None, heads, :]
     return scales[:, None, None, None]
-
-
-def _plan_layers(plan: TransformPlan) -> list[int]:
-    return sorted({layer for part in plan.parts for layer in part.layers})

@@ -33,14 +33,12 @@ def quantise_bound(target: Encoding, quant: Quant) -> LossBound:
     traits = target.traits
     step = 0.5 if target.storage_dtype in INTEGERS else traits.smallest_step / 2
     relative = 0.0 if target.storage_dtype in INTEGERS else 2.0**-traits.significand_bits + 4 * _F32_UNIT
-    if quant.static and not quant.tensor_scale:
+    if quant.static:
+        # Also where found scales are scaled once more by a figure of the layer: in units of the whole scale.
         return LossBound(relative=relative + 4 * _F32_UNIT, per_scale=step)
     scale = TRAITS[quant.scale_dtype]
     up = 2.0 if quant.scale_dtype is StorageDtype.UE8M0 else 1.0 + 2.0 ** (1 - scale.significand_bits)
     smallest = max(SCALE_MIN, scale.smallest_step)
-    if quant.tensor_scale:
-        # What shares a scale is scaled once more by a figure of the layer: the bound is in units of the whole scale.
-        return LossBound(relative=relative + 4 * _F32_UNIT, per_scale=step)
     return LossBound(
         relative=relative, per_row_max=step / traits.largest * up + 4 * _F32_UNIT, absolute=step * smallest
     )

@@ -97,7 +97,7 @@ def _bytes_per_token(plans: tuple[TransformPlan, ...]) -> tuple[float, float]:
     """What the plans read and write for a token, each head once."""
     ours = theirs = 0.0
     for plan in plans:
-        layers = len({layer for part in plan.parts for layer in part.layers})
+        layers = len(plan.layers)
         ours += plan.producer.bytes_per_token * layers / plan.producer.num_layers
         theirs += plan.consumer.bytes_per_token * layers / plan.consumer.num_layers
     return ours, theirs
@@ -116,7 +116,7 @@ def _intensity(plans: tuple[TransformPlan, ...], bytes_moved: float) -> float:
     """Operations for each byte read or written."""
     flops = 0.0
     for plan in plans:
-        layers = len({layer for part in plan.parts for layer in part.layers})
+        layers = len(plan.layers)
         for conversion in plan.conversions:
             part = plan.producer.component(conversion.component)
             each = sum(_FLOPS.get(type(op), 0.0) for op in conversion.ops)

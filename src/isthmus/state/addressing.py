@@ -238,11 +238,10 @@ def _fields(
     for field in lane.fields:
         token, head, offset = walked.token, walked.head, walked.start.plus(Stride(field.offset))
         if field.segregated:
-            inner, outer = (
-                Stride(apart),
-                Stride(apart * (lane.heads if group.layout.value[-2] == "H" else group.block_size)),
-            )
-            token, head = (outer, inner) if group.layout.value[-2] == "H" else (inner, outer)
+            if group.layout.value[-2] == "H":
+                token, head = Stride(apart * lane.heads), Stride(apart)
+            else:
+                token, head = Stride(apart), Stride(apart * group.block_size)
             start = Stride() if group.kv_order is KvOrder.TWO_SLOTS else walked.start  # slots share their page
             offset = start.plus(Stride(walked.rows_end + field.offset))
         address = FieldAddress(

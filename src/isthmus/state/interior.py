@@ -20,14 +20,12 @@ from msgspec import Meta
 
 from isthmus.state.structs import require
 
-__all__ = ["INTERIOR_KINDS", "Interior", "Tile", "TileDigit", "interior_kind", "interior_number", "tile_of"]
+__all__ = ["Interior", "Tile", "TileDigit", "interior_kind", "interior_number", "tile_of"]
 
 Interior = Annotated[
     str,
     Meta(pattern=r"^(row|(x_packed|shuffled|nz|conv_sd):[0-9]{1,4}|isa_packed:(vec|vec16|amx)|opaque:[\w.+-]{1,64})\Z"),
 ]
-
-INTERIOR_KINDS = ("row", "x_packed", "shuffled", "nz", "isa_packed", "conv_sd", "opaque")
 
 
 @dataclass(frozen=True, slots=True)

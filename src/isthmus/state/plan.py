@@ -166,6 +166,11 @@ class TransformPlan(WireStruct, frozen=True, kw_only=True):
         return all(conversion.lossless for conversion in self.conversions)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The model's layers that the plan moves, ascending."""
+        return tuple(sorted({layer for part in self.parts for layer in part.layers}))
+
+    @property
     def converts(self) -> bool:
         return any(conversion.ops for conversion in self.conversions)
 

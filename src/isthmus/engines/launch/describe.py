@@ -77,12 +77,11 @@ def describe_line(text: str) -> Description:
     name = _model_name(given, line)
     base = line.options.get("base", "")
     shape, local = served_model(name, base)
-    context = _context(line, part, accelerator, shape) | given
+    context, ordered = _context(line, part, accelerator, shape) | given, _ordered(shape)
     by_kind = [
-        apply_rules(line.rules, line.version, context | _layer_context(layers, shape), assumed)
-        for layers in _ordered(shape)
+        apply_rules(line.rules, line.version, context | _layer_context(layers, shape), assumed) for layers in ordered
     ]
-    groups = tuple(group_of(layers, settings) for layers, settings in zip(_ordered(shape), by_kind, strict=True))
+    groups = tuple(group_of(layers, settings) for layers, settings in zip(ordered, by_kind, strict=True))
     first = by_kind[0]
     weights = str(first.get("weights_dtype", "published"))
     identity = identity_of(

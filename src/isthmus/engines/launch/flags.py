@@ -55,11 +55,10 @@ def read_environment(rules: EngineFile, environment: Mapping[str, str]) -> dict[
     prefixes = {name.split("_")[0] for name in rules.environment}
     for name, text in environment.items():
         flag = rules.environment.get(name)
-        if flag is not None:
-            value = "true" if flag.type == "switch" and text.lower() in ("1", "true", "on") else text
-            if flag.type == "switch" and value not in ("true",):
-                value = "false"
-            _set(settings, flag, name, value if flag.type == "switch" else _read(flag, name, text))
+        if flag is not None and flag.type == "switch":
+            _set(settings, flag, name, "true" if text.lower() in ("1", "true", "on") else "false")
+        elif flag is not None:
+            _set(settings, flag, name, _read(flag, name, text))
         elif name.split("_")[0] in prefixes and name not in rules.ignored:
             near = difflib.get_close_matches(name, rules.environment, n=1, cutoff=0.5)
             hint = f"; nearest known: {near[0]}" if near else ""
