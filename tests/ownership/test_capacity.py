@@ -7,13 +7,14 @@ import pytest
 
 from isthmus.core.clock import ManualClock
 from isthmus.core.errors import CapacityExceeded
-from isthmus.core.ids import HandoffId
+from isthmus.core.ids import HandoffId, TenantId
 from isthmus.core.units import Duration
 from isthmus.ownership.accounts import Assignment
 from isthmus.ownership.capacity import Capacity
 from isthmus.ownership.ledger import Ledger
 
 SECOND = Duration.of_seconds(1)
+TENANT = TenantId("tenant-0")
 
 
 class Desk:
@@ -27,7 +28,7 @@ class Desk:
     def ask(self, blocks: int, staging_bytes: int = 0) -> "asyncio.Task[Assignment]":
         handoff = HandoffId(self.clock.token())
         return asyncio.ensure_future(
-            self.capacity.acquire(handoff, blocks=blocks, staging_bytes=staging_bytes, deadline=SECOND)
+            self.capacity.acquire(handoff, tenant=TENANT, blocks=blocks, staging_bytes=staging_bytes, deadline=SECOND)
         )
 
     async def settle(self) -> None:
@@ -141,5 +142,7 @@ async def test_what_can_never_fit_is_refused_at_once_with_the_numbers(ask: Calla
 
 async def test_a_deadline_of_zero_still_takes_what_is_free() -> None:
     desk = Desk()
-    got = await desk.capacity.acquire(HandoffId("f" * 32), blocks=4, staging_bytes=100, deadline=Duration(0))
+    got = await desk.capacity.acquire(
+        HandoffId("f" * 32), tenant=TENANT, blocks=4, staging_bytes=100, deadline=Duration(0)
+    )
     assert len(got.blocks) == 4

@@ -55,7 +55,7 @@ async def i2_no_write_under_an_old_epoch(world: World) -> bool:
     state = await world.reserve_destination(handoff, blocks=8)
     world.destination.submit(handoff, grant=GrantId("c" * 32), epoch=Epoch(1), tenant=TENANT)
     world.destination.arrived(handoff)
-    world.destination_ledger._epoch[state.blocks[0]] += 1
+    world.destination_ledger._close(world.destination_ledger._accounts[state.epoch])
     return raises(Bug, lambda: world.destination.converted(handoff))
 
 
@@ -184,9 +184,9 @@ def no_commit_check(patch: Patch) -> None:
 
 def no_staging_budget(patch: Patch) -> None:
     def try_reserve(
-        self: Ledger, handoff: Any, *, blocks: int, staging_bytes: int, real: Any = Ledger.try_reserve
+        self: Ledger, handoff: Any, *, tenant: Any, blocks: int, staging_bytes: int, real: Any = Ledger.try_reserve
     ) -> Any:
-        return real(self, handoff, blocks=blocks, staging_bytes=0)
+        return real(self, handoff, tenant=tenant, blocks=blocks, staging_bytes=0)
 
     patch.setattr(Ledger, "try_reserve", try_reserve)
 

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.errors import Bug
-from isthmus.core.ids import BlockId, Epoch, HandoffId
+from isthmus.core.ids import BlockId, Epoch, HandoffId, TenantId
 from isthmus.ownership.accounts import Assignment, BlockState, Count
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.protocol.drain import Evidence
 
 H = HandoffId("a" * 32)
+T = TenantId("tenant-0")
 
 
 def ledger(num_blocks: int = 4, staging_bytes: int = 100) -> Ledger:
@@ -18,7 +19,7 @@ def ledger(num_blocks: int = 4, staging_bytes: int = 100) -> Ledger:
 
 
 def reserved(book: Ledger, blocks: int = 2, staging_bytes: int = 0) -> Assignment:
-    assignment = book.try_reserve(H, blocks=blocks, staging_bytes=staging_bytes)
+    assignment = book.try_reserve(H, tenant=T, blocks=blocks, staging_bytes=staging_bytes)
     assert assignment is not None
     return assignment
 
@@ -45,16 +46,16 @@ def test_a_block_goes_through_its_states_and_back_to_free() -> None:
 
 def test_I10_a_reservation_takes_blocks_and_staging_at_once_or_nothing() -> None:
     book = ledger(num_blocks=4, staging_bytes=100)
-    assert book.try_reserve(H, blocks=2, staging_bytes=101) is None
-    assert book.try_reserve(H, blocks=5, staging_bytes=10) is None
+    assert book.try_reserve(H, tenant=T, blocks=2, staging_bytes=101) is None
+    assert book.try_reserve(H, tenant=T, blocks=5, staging_bytes=10) is None
     assert (book.available().blocks, book.available().staging_bytes) == (4, 100)
     reserved(book, blocks=3, staging_bytes=60)
-    assert book.try_reserve(H, blocks=1, staging_bytes=41) is None
-    assert book.try_reserve(H, blocks=2, staging_bytes=0) is None
+    assert book.try_reserve(H, tenant=T, blocks=1, staging_bytes=41) is None
+    assert book.try_reserve(H, tenant=T, blocks=2, staging_bytes=0) is None
     assert (book.available().blocks, book.available().staging_bytes) == (1, 40)
 
 
-@pytest.mark.parametrize("count", Count)
+@pytest.mark.parametrize("count", [Count.GRANTS, Count.ACTIVE])
 def test_a_block_with_any_count_is_not_freed(count: Count) -> None:
     book = ledger()
     given_ = reserved(book)
@@ -126,7 +127,7 @@ def test_I3_a_lost_block_is_noticed_at_the_next_mutation(monkeypatch: pytest.Mon
 def test_a_recount_notices_what_counters_do_not() -> None:
     book = ledger()
     given_ = reserved(book)
-    book._state[given_.blocks[0]] = BlockState.RESIDENT
+    book._accounts[given_.epoch].state = BlockState.RESIDENT
     with pytest.raises(Bug, match="recount"):
         book.check_in_full()
 
@@ -154,7 +155,7 @@ def test_I3_the_sum_is_constant_whatever_is_taken_and_given_back(sizes: list[int
     live: list[Assignment] = []
     epochs: list[Epoch] = []
     for size in sizes:
-        assignment = book.try_reserve(H, blocks=size, staging_bytes=0)
+        assignment = book.try_reserve(H, tenant=T, blocks=size, staging_bytes=0)
         if assignment is None:
             chance.shuffle(live)  # type: ignore[attr-defined]
             gone = live.pop()
@@ -165,3 +166,50 @@ def test_I3_the_sum_is_constant_whatever_is_taken_and_given_back(sizes: list[int
         assert book.held().blocks + book.available().blocks == 12
         book.check_in_full()
     assert epochs == sorted(set(epochs))
+
+
+def test_what_is_retained_outlives_its_hand_off_under_an_epoch_of_its_own() -> None:
+    book = ledger()
+    kept: list[tuple[HandoffId, tuple[Assignment, ...]]] = []
+    book.when_retained(lambda owner, assignments: kept.append((owner, assignments)))
+    given_ = reserved(book, blocks=3)
+    book.fill(given_.blocks, given_.epoch)
+    book.settle(given_.blocks, given_.epoch, in_use=False)
+    book.hold(given_.blocks[:2], given_.epoch, Count.RETENTION)
+    book.free(given_.blocks, given_.epoch, Evidence.ACKNOWLEDGED)
+    ((owner, assignments),) = kept
+    assert owner == H
+    assert [each.blocks for each in assignments] == [given_.blocks[:1], given_.blocks[1:2]]
+    assert (book.held().resident, book.held().retention, book.held_by(T), book.available().blocks) == (2, 2, 0, 2)
+    assert not any(book.assigned_to(block, given_.epoch) for block in given_.blocks)  # I2: old grants end
+    book.check_in_full()
+    for each in assignments:
+        with pytest.raises(Bug, match="freed with"):
+            book.free(each.blocks, each.epoch, Evidence.OWN_WORK_ENDED)
+        book.unhold(each.blocks, each.epoch, Count.RETENTION)
+        book.free(each.blocks, each.epoch, Evidence.OWN_WORK_ENDED)
+    assert book.available().blocks == 4
+    book.check_in_full()
+
+
+def test_a_block_that_is_still_being_filled_cannot_be_retained() -> None:
+    book = ledger()
+    given_ = reserved(book)
+    book.hold(given_.blocks, given_.epoch, Count.RETENTION)
+    with pytest.raises(Bug, match="retained while"):
+        book.free(given_.blocks, given_.epoch, Evidence.OWN_WORK_ENDED)
+
+
+def test_only_a_whole_assignment_changes_its_state() -> None:
+    book = ledger()
+    given_ = reserved(book)
+    with pytest.raises(Bug, match="wanted all"):
+        book.fill(given_.blocks[:1], given_.epoch)
+
+
+def test_a_tenant_s_share_is_what_its_hand_offs_hold() -> None:
+    book = ledger()
+    given_ = reserved(book, blocks=3)
+    assert (book.held_by(T), book.held_by(TenantId("other"))) == (3, 0)
+    book.free(given_.blocks, given_.epoch, Evidence.NEVER_EXPOSED)
+    assert book.held_by(T) == 0

@@ -11,6 +11,7 @@ from isthmus.core.units import Duration
 from isthmus.handoff.orders import Ack, PrefillOrder
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Hello, Member, Message, Pulse, Snapshot, SnapshotOrder
+from isthmus.serve.processes import this_process
 from isthmus.state.identity import Identity
 from isthmus.state.manifest import SCHEMA_VERSIONS_SPOKEN
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -85,7 +86,7 @@ class Rogue:
             worker=self.name,
             incarnation=self.incarnation,
             role=real["role"],
-            pid=1,
+            process=this_process(),
             identity=msgspec.convert(real["identity"], Identity),
             representation=msgspec.convert(real["representation"], KVRepresentation),
             num_blocks=real["num_blocks"],

@@ -126,7 +126,7 @@ BOUNDS = [
     (("ownership",), {"grant": "e" * 31}, "grant"),
     (("ownership",), {"grant": "e" * 33}, "grant"),
     (("ownership",), {"grant": "E" * 32}, "grant"),
-    (("ownership",), {"grant": "e" * 32 + "\n"}, "grant"),
+    (("ownership",), {"grant": "e" * 64 + "\n"}, "grant"),
     (("token_range",), {"start": -1}, "start, stop"),
     (("token_range",), {"start": 40}, "start, stop"),
     (("token_range",), {"stop": limits.TOKENS_PER_REQUEST_MAX + 1}, "start, stop"),

@@ -12,10 +12,10 @@ from isthmus.core.units import Duration
 from isthmus.state.fields import RegionShape
 from isthmus.transport.base import BlockRead, PeerId
 
-GOOD = GrantId("a" * 32)
-STALE = GrantId("b" * 32)
-FOREIGN = GrantId("c" * 32)
-UNKNOWN = GrantId("d" * 32)
+GOOD = GrantId("a" * 64)
+STALE = GrantId("b" * 64)
+FOREIGN = GrantId("c" * 64)
+UNKNOWN = GrantId("d" * 64)
 CONSUMER = PeerId(worker=WorkerId("consumer"), incarnation=Incarnation("2" * 32))
 OWNER = PeerId(worker=WorkerId("owner"), incarnation=Incarnation("1" * 32))
 SOON = Duration.of_seconds(20)

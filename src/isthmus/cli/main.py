@@ -16,6 +16,7 @@ from isthmus.cli.demo import demo
 from isthmus.cli.model import model
 from isthmus.cli.serve import serve
 from isthmus.cli.top import top
+from isthmus.cli.verify import verify
 from isthmus.core.errors import IsthmusError, Lost, Rejected
 
 __all__ = ["app", "main"]
@@ -32,6 +33,7 @@ app.command(bench)
 app.command(serve)
 app.command(top)
 app.command(model)
+app.command(verify)
 app.register_install_completion_command()
 
 

@@ -1,6 +1,7 @@
 """Typed ids. A `BlockId` is not an `Epoch`, and mypy says so.
 
-Ids that must not be guessed (`HandoffId`, `GrantId`) are 128-bit random hex, minted by `core.clock.Clock.token`.
+Ids that must not be guessed are 128-bit random hex, minted by `core.clock.Clock.token`; a `GrantId` is one of them and
+the tag that binds it to what it grants (`ownership.capability`).
 """
 
 from typing import NewType

@@ -21,6 +21,8 @@ __all__ = [
     "HELLO_MS_MAX",
     "HTTP_BODY_BYTES_MAX",
     "INCARNATIONS_LOST_MAX",
+    "JOURNAL_FILES_PER_LIFE_MAX",
+    "JOURNAL_FILE_BYTES_MAX",
     "LAYERS_MAX",
     "LAYER_GROUPS_MAX",
     "MANIFEST_BYTES_MAX",
@@ -31,6 +33,7 @@ __all__ = [
     "PAGE_BYTES_MAX",
     "POOL_BYTES_MAX",
     "PP_SIZE_MAX",
+    "PROCESSES_WATCHED_MAX",
     "READS_PER_EXPORTER_MAX",
     "READ_MS_MAX",
     "REGIONS_MAX",
@@ -45,6 +48,7 @@ __all__ = [
     "TP_SIZE_MAX",
     "WORKERS_MAX",
     "WRITE_BUFFER_BYTES_MAX",
+    "WRITE_MS_MAX",
     "YAML_BYTES_MAX",
     "YAML_DEPTH_MAX",
 ]
@@ -86,11 +90,14 @@ STOP_STRINGS_MAX = 4  # as the OpenAI API
 STOP_STRING_CHARS_MAX = 256
 REQUESTS_IN_FLIGHT_MAX = 1024
 WORKERS_MAX = 256
+PROCESSES_WATCHED_MAX = 4 * WORKERS_MAX  # a descriptor each
 
 # ownership
 GRANTS_PER_WORKER_MAX = 16_384
 TOMBSTONES_MAX = 16_384
 INCARNATIONS_LOST_MAX = 16 * WORKERS_MAX
+JOURNAL_FILE_BYTES_MAX = 64 * MIB
+JOURNAL_FILES_PER_LIFE_MAX = 16  # the oldest goes first
 
 # what people look at, not what the protocol needs
 HANDOFFS_REMEMBERED_MAX = 4096  # installed, by the gateway
@@ -107,3 +114,4 @@ CONNECTIONS_PER_PEER_MAX = 4
 CONNECTIONS_PER_EXPORTER_MAX = CONNECTIONS_PER_PEER_MAX * WORKERS_MAX
 FRAME_MS_MAX = 5_000  # from a frame's first byte to its last, and from a connection to its hello
 READ_MS_MAX = 600_000
+WRITE_MS_MAX = READ_MS_MAX

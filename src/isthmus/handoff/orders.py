@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from isthmus.core.limits import MANIFEST_BYTES_MAX
 from isthmus.handoff.request import Request, TokenId
-from isthmus.state.structs import Name, Token, WireStruct
+from isthmus.state.structs import GrantToken, Name, Token, WireStruct
 
 __all__ = ["AbortOrder", "Ack", "ConfirmOrder", "ConfirmReply", "PrefillOrder", "PrefillReply", "RenewOrder"]
 
@@ -32,7 +32,7 @@ class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
 class ConfirmOrder(WireStruct, frozen=True, kw_only=True, tag="confirm"):
     """My last byte has arrived and I read no more: are you still the owner at this epoch? Yes also releases."""
 
-    grant: Token
+    grant: GrantToken
     epoch: int
     holder: Name
     holder_incarnation: Token
@@ -47,7 +47,7 @@ class ConfirmReply(WireStruct, frozen=True, kw_only=True, tag="confirmed"):
 class RenewOrder(WireStruct, frozen=True, kw_only=True, tag="renew"):
     """I am still reading: begin the lease anew. Never shortens it."""
 
-    grant: Token
+    grant: GrantToken
     epoch: int
     holder: Name
     holder_incarnation: Token

@@ -7,6 +7,7 @@ from isthmus.core.waiting import through
 from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.seams import KVWriter, Prefilled
 from isthmus.ownership.producer import SourceOwner
+from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.states import SourceHandoff, SourcePhase
 from isthmus.state.identity import TokenRange
 from isthmus.state.manifest import encode_manifest
@@ -94,9 +95,11 @@ class ProducerSide:
         if left is not None and left.phase is SourcePhase.DRAINING:
             await through(self._stop(handoff))
 
-    async def peer_lost(self, worker: WorkerId, incarnation: Incarnation) -> None:
-        """The registry has fenced this life of this worker and its connections are closed: it can hold nothing."""
-        for handoff in self._owner.peer_lost(worker, incarnation):
+    async def peer_lost(
+        self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence = Evidence.FENCED_AND_CLOSED
+    ) -> None:
+        """This life of this worker is over, as proven by `evidence`; what that frees is the drain table's to say."""
+        for handoff in self._owner.peer_lost(worker, incarnation, evidence):
             await through(self._stop(handoff))
 
     async def _stop(self, handoff: HandoffId) -> None:

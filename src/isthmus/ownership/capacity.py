@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import CapacityExceeded
-from isthmus.core.ids import HandoffId
+from isthmus.core.ids import HandoffId, TenantId
 from isthmus.core.limits import REQUESTS_IN_FLIGHT_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.accounts import Assignment
@@ -28,6 +28,7 @@ class _Waiter:
     """One request in the queue."""
 
     handoff: HandoffId
+    tenant: TenantId
     blocks: int
     staging_bytes: int
     answer: "asyncio.Future[Assignment]"
@@ -56,11 +57,13 @@ class Capacity:
         """How many wait now."""
         return len(self._waiting)
 
-    async def acquire(self, handoff: HandoffId, *, blocks: int, staging_bytes: int, deadline: Duration) -> Assignment:
+    async def acquire(
+        self, handoff: HandoffId, *, tenant: TenantId, blocks: int, staging_bytes: int, deadline: Duration
+    ) -> Assignment:
         """Reserve, waiting `deadline` from now at most. Whoever gets an assignment must see it freed."""
         self._refuse_what_never_fits(blocks, staging_bytes)
         if not self._waiting:
-            assignment = self._ledger.try_reserve(handoff, blocks=blocks, staging_bytes=staging_bytes)
+            assignment = self._ledger.try_reserve(handoff, tenant=tenant, blocks=blocks, staging_bytes=staging_bytes)
             if assignment is not None:
                 return assignment
         if len(self._waiting) >= self._waiting_max:
@@ -71,6 +74,7 @@ class Capacity:
             )
         waiter = _Waiter(
             handoff=handoff,
+            tenant=tenant,
             blocks=blocks,
             staging_bytes=staging_bytes,
             answer=asyncio.get_running_loop().create_future(),
@@ -115,7 +119,9 @@ class Capacity:
         """Serve the head of the queue for as long as it fits."""
         while self._waiting:
             head = self._waiting[0]
-            assignment = self._ledger.try_reserve(head.handoff, blocks=head.blocks, staging_bytes=head.staging_bytes)
+            assignment = self._ledger.try_reserve(
+                head.handoff, tenant=head.tenant, blocks=head.blocks, staging_bytes=head.staging_bytes
+            )
             if assignment is None:
                 return
             self._waiting.popleft()

@@ -12,6 +12,7 @@ from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, W
 from isthmus.core.limits import GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
 from isthmus.ownership.protocol.destination import step
@@ -56,8 +57,10 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         stop_decode: Stop = nothing_to_stop,
         live_max: int = GRANTS_PER_WORKER_MAX,
         tombstones_max: int = TOMBSTONES_MAX,
+        journal: Journal | None = None,
     ) -> None:
         super().__init__(
+            side=Side.CONSUMER,
             step=step,
             stops={StopRead: stop_read, StopDecode: stop_decode},
             ledger=ledger,
@@ -67,6 +70,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             incarnation=incarnation,
             live_max=live_max,
             tombstones_max=tombstones_max,
+            journal=journal,
         )
         self._transport = transport
 
@@ -87,7 +91,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         self._reserving.add(handoff)
         try:
             assignment = await self._capacity.acquire(
-                handoff, blocks=blocks, staging_bytes=staging_bytes, deadline=deadline
+                handoff, tenant=tenant, blocks=blocks, staging_bytes=staging_bytes, deadline=deadline
             )
         finally:
             self._reserving.discard(handoff)
@@ -106,7 +110,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             staging_bytes=staging_bytes,
             epoch=assignment.epoch,
         )
-        return self._begin(handoff, *step(None, event))
+        return self._begin(handoff, event, step(None, event))
 
     # towards the commit; each raises TransferFailed if the hand-off was given up meanwhile
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from isthmus.core.clock import Clock
+from isthmus.core.clock import Clock, Instant
 from isthmus.core.errors import (
     Bug,
     CapacityExceeded,
@@ -24,6 +24,7 @@ from isthmus.core.ids import HandoffId, Incarnation, WorkerId
 from isthmus.core.limits import INCARNATIONS_LOST_MAX
 from isthmus.ownership.accounts import Count
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
+from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence
 from isthmus.ownership.protocol.effects import (
@@ -40,6 +41,7 @@ from isthmus.ownership.protocol.effects import (
     RememberTombstone,
     ReplyRefused,
 )
+from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
 from isthmus.ownership.records import Moment, Record, Records, Remembered
 
@@ -54,7 +56,7 @@ def nothing_to_stop(handoff: HandoffId) -> None:
 
 
 StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
-EventT = TypeVar("EventT")
+EventT = TypeVar("EventT", SourceEvent, DestinationEvent)
 
 
 class Owner(Generic[StateT, EventT]):
@@ -63,6 +65,7 @@ class Owner(Generic[StateT, EventT]):
     def __init__(
         self,
         *,
+        side: Side,
         step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]],
         stops: Mapping[type[Effect], Stop],
         ledger: Ledger,
@@ -72,9 +75,12 @@ class Owner(Generic[StateT, EventT]):
         incarnation: Incarnation,
         live_max: int,
         tombstones_max: int,
+        journal: Journal | None,
     ) -> None:
         self.worker = worker
         self.incarnation = incarnation
+        self._side = side
+        self._journal = journal
         self._step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]] = step
         self._stops = stops
         self._ledger = ledger
@@ -123,11 +129,14 @@ class Owner(Generic[StateT, EventT]):
                 f"{self.worker} has {self._live_max} hand-offs already", field="handoff", retry_after=RETRY_AFTER
             )
 
-    def _begin(self, handoff: HandoffId, state: StateT | None, effects: tuple[Effect, ...]) -> StateT:
+    def _begin(self, handoff: HandoffId, event: EventT, stepped: tuple[StateT | None, tuple[Effect, ...]]) -> StateT:
+        state, effects = stepped
         if state is None:
             raise Bug(f"hand-off {handoff}: reserving made no state", field="handoff")
-        record = Record(state=state, began=self._clock.now())
-        record.note(self._clock.now(), "reserve")
+        now = self._clock.now()
+        record = Record(state=state, began=now)
+        record.note(now, "reserve")
+        self._write_down(now, handoff, event)
         self._records.begin(handoff, record)
         for effect in effects:
             execute(self._ledger, effect)
@@ -142,8 +151,10 @@ class Owner(Generic[StateT, EventT]):
         if state is None:
             raise Bug(f"hand-off {before.handoff} vanished", field="handoff")
         record.state = state
+        now = self._clock.now()
+        self._write_down(now, state.handoff, event)
         if state is not before or effects:
-            record.note(self._clock.now(), note or _name(type(event).__name__))
+            record.note(now, note or _name(type(event).__name__))
         refusal: Refusal | None = None
         for effect in effects:
             if isinstance(effect, ReplyRefused):
@@ -159,6 +170,10 @@ class Owner(Generic[StateT, EventT]):
         if refusal is not None:
             raise _error(refusal, record.state)
         return record.state  # read again: a stop may have been answered within the call
+
+    def _write_down(self, now: Instant, handoff: HandoffId, event: EventT) -> None:
+        if self._journal is not None:
+            self._journal.record(side=self._side, at=now, handoff=handoff, event=event)
 
     def _forget(self, state: StateT) -> None:
         """A tombstone has made room for a younger one."""

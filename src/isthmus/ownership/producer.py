@@ -4,17 +4,22 @@
                                          renew*      abandon        (the reader wants none: freed)
     reap · peer_lost · abort + drained                              (everything else that ends it)
 
-Owns the grant tokens. Refuses to know what the bytes mean and how they move: a transport asks `check_read`.
+Owns the grants, which are capabilities (`capability.py`). Refuses to know what the bytes mean and how they move: a
+transport asks `check_read`.
 """
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from isthmus.core.clock import Clock
-from isthmus.core.errors import GrantUnknown, IsthmusError, NotAuthorised, StaleEpoch
+from isthmus.core.errors import Bug, GrantUnknown, IsthmusError, NotAuthorised, StaleEpoch
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.limits import GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
+from isthmus.ownership.capability import Claims, check, digest_of_blocks, draw_secret, mint
 from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.leases import left
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
@@ -65,8 +70,10 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         sole_tenant: TenantId | None = None,
         live_max: int = GRANTS_PER_WORKER_MAX,
         tombstones_max: int = TOMBSTONES_MAX,
+        journal: Journal | None = None,
     ) -> None:
         super().__init__(
+            side=Side.PRODUCER,
             step=step,
             stops={StopCompute: stop_compute},
             ledger=ledger,
@@ -76,11 +83,13 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             incarnation=incarnation,
             live_max=live_max,
             tombstones_max=tombstones_max,
+            journal=journal,
         )
         self.lease = lease
         self._transport = transport
         self._sole_tenant = sole_tenant
-        self._by_grant: dict[GrantId, HandoffId] = {}
+        self._secret = draw_secret(clock)
+        self._by_grant: dict[GrantId, Claims] = {}
         self._abandoned: Remembered[tuple[HandoffId, WorkerId, Incarnation]] = Remembered(tombstones_max)
 
     # our own code's
@@ -102,7 +111,9 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         self._refuse(handoff, holder, holder_incarnation)
         self._reserving.add(handoff)
         try:
-            assignment = await self._capacity.acquire(handoff, blocks=blocks, staging_bytes=0, deadline=deadline)
+            assignment = await self._capacity.acquire(
+                handoff, tenant=tenant, blocks=blocks, staging_bytes=0, deadline=deadline
+            )
         finally:
             self._reserving.discard(handoff)
         try:
@@ -120,7 +131,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             blocks=assignment.blocks,
             epoch=assignment.epoch,
         )
-        return self._begin(handoff, *step(None, event))
+        return self._begin(handoff, event, step(None, event))
 
     def complete(self, handoff: HandoffId) -> SourceHandoff:
         """The engine has filled the blocks. Raises `TransferFailed` if the hand-off was given up meanwhile."""
@@ -129,9 +140,10 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
     def publish(self, handoff: HandoffId) -> SourceHandoff:
         """Open the grant; the state returned carries `grant` and `epoch`. Raises `TransferFailed` if given up."""
         record = self._known(handoff)
-        grant = GrantId(self._clock.token())
+        claims = self._claims(record.state)
+        grant = mint(self._secret, self._clock.token(), claims)
         state = self._apply(record, Publish(now=self._clock.now(), grant=grant, lease=self.lease))
-        self._by_grant[grant] = handoff
+        self._by_grant[grant] = claims
         return state
 
     def abort(
@@ -148,7 +160,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
 
     def check_read(self, grant: GrantId, epoch: Epoch, reader: WorkerId, blocks: Iterable[int]) -> None:
         """The transport's guard: returns if `reader` may read `blocks`, else raises and nothing is to be sent."""
-        record = self._granted(grant)
+        record = self._granted(grant, epoch, reader)
         state = self._apply(record, ReadSeen(now=self._clock.now(), grant=grant, epoch=epoch, reader=reader))
         for block in blocks:
             # Asked of the ledger, block by block: a grant is worth what its blocks are still assigned to (I1, I7).
@@ -157,14 +169,14 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
 
     def confirm(self, grant: GrantId, epoch: Epoch, holder: WorkerId, holder_incarnation: Incarnation) -> Epoch:
         """Yes: returns the epoch, and the blocks are freed on the reader's acknowledgement. No: raises. Idempotent."""
-        record = self._granted(grant)
+        record = self._granted(grant, epoch, holder, holder_incarnation)
         now = self._clock.now()
         confirm = Confirm(now=now, grant=grant, epoch=epoch, holder=holder, holder_incarnation=holder_incarnation)
         return self._apply(record, confirm).epoch
 
     def renew(self, grant: GrantId, epoch: Epoch, holder: WorkerId, holder_incarnation: Incarnation) -> Duration:
         """Extend the lease to a whole one from now; returns how long it lasts."""
-        record = self._granted(grant)
+        record = self._granted(grant, epoch, holder, holder_incarnation)
         now = self._clock.now()
         life, lease = holder_incarnation, self.lease
         renew = Renew(now=now, grant=grant, epoch=epoch, holder=holder, holder_incarnation=life, lease=lease)
@@ -236,12 +248,42 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         if (handoff, holder, holder_incarnation) in self._abandoned:
             raise StaleEpoch(f"hand-off {handoff} was abandoned before it began", field="handoff")
 
-    def _granted(self, grant: GrantId) -> Record[SourceHandoff]:
-        # A lookup by hash tells a guesser nothing of how close the guess was; `step` compares in constant time.
-        handoff = self._by_grant.get(grant)
-        if handoff is None:
+    def _claims(self, state: SourceHandoff) -> Claims:
+        """What a grant on this hand-off is for."""
+        return Claims(
+            handoff=state.handoff,
+            epoch=state.epoch,
+            tenant=state.tenant,
+            owner=self.worker,
+            owner_incarnation=self.incarnation,
+            holder=state.holder,
+            holder_incarnation=state.holder_incarnation,
+            blocks=digest_of_blocks(state.blocks),
+        )
+
+    def _granted(
+        self, grant: GrantId, epoch: Epoch, holder: WorkerId, life: Incarnation | None = None
+    ) -> Record[SourceHandoff]:
+        """The hand-off of a grant that is genuine for what the peer says, and for what our record says.
+
+        `step` judges the same once more, by the record. A reader of bytes says its name only (`life` is None).
+        """
+        # A lookup by hash tells a guesser nothing of how close the guess was; both checks compare in constant time.
+        minted = self._by_grant.get(grant)
+        if minted is None:
             raise GrantUnknown("no such grant", field="grant")
-        return self._known(handoff)
+        record = self._known(minted.handoff)
+        ours = self._claims(record.state)
+        if record.state.ended:
+            ours = replace(ours, blocks=minted.blocks)  # a tombstone has no blocks left to be read
+        if not check(self._secret, grant, ours):
+            raise Bug(f"hand-off {minted.handoff}: its grant was not minted for it as it is now", field="grant")  # I1
+        presented = replace(ours, epoch=epoch, holder=holder, holder_incarnation=life or ours.holder_incarnation)
+        if not check(self._secret, grant, presented):
+            if (holder, presented.holder_incarnation) == (ours.holder, ours.holder_incarnation):
+                raise StaleEpoch(f"epoch: {epoch}, the grant is of another", field="epoch")
+            raise NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")
+        return record
 
     def _forget(self, state: SourceHandoff) -> None:
         if state.grant is not None:

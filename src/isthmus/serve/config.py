@@ -62,13 +62,22 @@ class DeadlinesConfig(_Config):
 
 
 class PoolConfig(EmbeddedConfig):
-    """`count` like workers of one role. All other fields are the embedded engine's (`engines/embedded/config.py`)."""
+    """`count` like workers of one role. All other fields are the embedded engine's (`engines/embedded/config.py`).
+
+    `port` (orders) and `tcp_port` (KV) are the first worker's, the next one's are one higher each; none: any free one.
+    Where peers reach them elsewhere, behind address translation say, the `advertised_` ones are what they are told.
+    """
 
     model: Path = Path()
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
     role: Literal["prefill", "decode"]
     count: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
     host: str = "127.0.0.1"
+    port: Port | None = None
+    tcp_port: Port | None = None
+    advertised_host: str | None = None
+    advertised_port: Port | None = None
+    advertised_tcp_port: Port | None = None
     transports: tuple[Literal["shm", "tcp"], ...] = ("shm", "tcp")
     staging_bytes: Annotated[int, Field(ge=1)] = GIB
 
@@ -92,6 +101,7 @@ class ServeConfig(_Config):
     gateway: GatewayConfig = GatewayConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     lease_ms: Annotated[int, Field(ge=100, le=3_600_000)] = 10_000
+    journal: Path | None = None
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -116,6 +126,10 @@ class ServeConfig(_Config):
     def workers(self) -> tuple[tuple[WorkerId, PoolConfig], ...]:
         """Every worker's name and pool."""
         return tuple((WorkerId(f"{pool.name}-{index}"), pool) for pool in self.pools for index in range(pool.count))
+
+    def index(self, worker: WorkerId) -> int:
+        """The worker's number in its pool."""
+        return int(worker.rpartition("-")[2])
 
 
 def load_config(path: Path) -> ServeConfig:

@@ -8,9 +8,10 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 import structlog
@@ -21,7 +22,7 @@ from isthmus.core.ids import WorkerId
 from isthmus.core.units import Duration
 from isthmus.serve.config import ServeConfig
 
-__all__ = ["Child", "Deployment"]
+__all__ = ["Child", "Deployment", "Running", "Spawn", "spawn_command"]
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +31,49 @@ STOP_GRACE = Duration.of_seconds(10)
 POLL = Duration.of_ms(100)
 
 
+class Running(Protocol):
+    """A process that was started here: what `asyncio.subprocess.Process` has of it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; the negative of a signal's number where one ended it."""
+        ...
+
+    async def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
+class Spawn(Protocol):
+    """Starts `isthmus serve ROLE` for a member of the deployment, with its output appended to `log`."""
+
+    async def __call__(self, name: str, arguments: Sequence[str], log: Path) -> Running: ...
+
+
+async def spawn_command(name: str, arguments: Sequence[str], log: Path) -> Running:
+    """A process of its own, by this interpreter."""
+    with log.open("ab") as sink:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "isthmus",
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            preexec_fn=_die_with(os.getpid()),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
     """One process of ours, and where its log goes."""
 
     name: str
-    process: asyncio.subprocess.Process
+    process: Running
     log: Path
 
     @property
@@ -50,8 +88,11 @@ class Child:
 class Deployment:
     """A gateway and its workers. Use as an async context manager."""
 
-    def __init__(self, config: ServeConfig, config_path: Path, log_folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, config: ServeConfig, config_path: Path, log_folder: Path, clock: Clock, *, spawn: Spawn = spawn_command
+    ) -> None:
         self.config = config
+        self._spawn = spawn
         self._config_path = config_path
         self._log_folder = log_folder
         self._clock = clock
@@ -80,20 +121,7 @@ class Deployment:
         arguments = ["gateway"] if pool is None else [pool.role, "--name", name]
         self._log_folder.mkdir(parents=True, exist_ok=True)
         path = self._log_folder / f"{name}.log"
-        with path.open("ab") as sink:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "isthmus",
-                "serve",
-                *arguments,
-                "--config",
-                str(self._config_path),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                preexec_fn=_die_with(os.getpid()),
-            )
+        process = await self._spawn(name, ["serve", *arguments, "--config", str(self._config_path)], path)
         self.children[name] = Child(name=name, process=process, log=path)
         return self.children[name]
 
@@ -135,13 +163,13 @@ class Deployment:
         living = [child for child in self.children.values() if child.process.returncode is None]
         for child in living:
             child.process.send_signal(signal.SIGCONT)
-            child.process.terminate()
+            child.process.send_signal(signal.SIGTERM)
         waits = [asyncio.create_task(child.process.wait()) for child in living]
         if waits:
             _, late = await asyncio.wait(waits, timeout=STOP_GRACE.seconds)
             for child in living:
                 if late and child.process.returncode is None:
-                    child.process.kill()
+                    child.process.send_signal(signal.SIGKILL)
             await asyncio.gather(*waits)
 
 

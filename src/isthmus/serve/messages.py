@@ -12,6 +12,7 @@ from msgspec import Meta
 from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.request import Request, TokenId
+from isthmus.serve.processes import ProcessIdentity
 from isthmus.state.assumption import Assumption
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -48,7 +49,7 @@ class Member(WireStruct, frozen=True, kw_only=True):
     worker: Name
     incarnation: Token
     role: Role
-    pid: int
+    process: ProcessIdentity
     identity: Identity
     representation: KVRepresentation
     num_blocks: int

@@ -12,7 +12,7 @@ from isthmus.state.fields import ShardAddressing
 from isthmus.state.identity import HexDigest, Identity, TokenRange
 from isthmus.state.partition import Partition
 from isthmus.state.representation import GroupRepresentation
-from isthmus.state.structs import Name, Token, WireStruct, require
+from isthmus.state.structs import GrantToken, Name, Token, WireStruct, require
 
 __all__ = ["GroupState", "KVRepresentation", "Ownership", "Residency", "RuntimeKVState"]
 
@@ -86,7 +86,7 @@ class Ownership(WireStruct, frozen=True, kw_only=True):
     owner: Name
     incarnation: Token
     handoff: Token
-    grant: Token
+    grant: GrantToken
     epoch: Annotated[int, Meta(ge=1)]
     tenant: Name
     lease_ms: Annotated[int, Meta(ge=1)]

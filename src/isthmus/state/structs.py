@@ -7,13 +7,16 @@ from msgspec import Meta
 
 from isthmus.core.limits import NAME_CHARS_MAX
 
-__all__ = ["Name", "Token", "WireStruct", "require"]
+__all__ = ["GrantToken", "Name", "Token", "WireStruct", "require"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 """A name that must be there."""
 
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """A 128-bit id, as `core.clock.Clock.token` mints it."""
+
+GrantToken = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""A grant, as `ownership.capability.mint` makes it: a 128-bit id and the tag that binds it to what it is for."""
 
 
 class WireStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -39,6 +39,7 @@ class Worker:
     tcp_host: str = "127.0.0.1"
     tcp_port: int = 0
     tcp_advertised_host: str | None = None
+    tcp_advertised_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ def _export_tcp(worker: Worker, lender: Lender, guard: Guard) -> Exporter:
         host=worker.tcp_host,
         port=worker.tcp_port,
         advertised_host=worker.tcp_advertised_host,
+        advertised_port=worker.tcp_advertised_port,
     )
 
 

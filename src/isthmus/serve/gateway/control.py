@@ -148,7 +148,7 @@ class Control:
             {
                 "worker": seat.worker,
                 "role": seat.member.role,
-                "pid": seat.member.pid,
+                "pid": seat.member.process.pid,
                 "incarnation": seat.member.incarnation,
                 "num_blocks": seat.member.num_blocks,
                 "blocks": seat.blocks,

@@ -8,17 +8,21 @@ from collections import deque
 
 import structlog
 
-from isthmus.core.errors import BadInput, CapacityExceeded, IncarnationFenced, PeerLost
+from isthmus.core.errors import CapacityExceeded, IncarnationFenced, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.limits import TOMBSTONES_MAX, WORKERS_MAX
+from isthmus.core.units import Duration
 from isthmus.placement.routing import Candidate
 from isthmus.portability.gate import gate, refuse_unless_passed
 from isthmus.portability.verdict import Verdict, judge
 from isthmus.serve.channel import Channel
 from isthmus.serve.messages import Fenced, Member, Members
+from isthmus.serve.processes import has_exited
 from isthmus.transport.base import transport_name
 
 __all__ = ["Registry", "Seat"]
+
+NAME_RETRY_AFTER = Duration.of_ms(500)
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +58,9 @@ class Registry:
 
         Raises:
             IncarnationFenced: this life was declared over.
-            BadInput: the name is taken by a living worker, or by a dead one that is not known to be so yet.
+            CapacityExceeded: too many workers; or the name is taken, by a worker that lives as far as we know. It is
+                worth asking again: a life that ended badly holds its name until its silence is long enough.
             GateRefused: it serves another model than the workers already here.
-            CapacityExceeded: too many workers.
         """
         worker = WorkerId(member.worker)
         if member.incarnation in self._fenced:
@@ -68,8 +72,13 @@ class Registry:
             raise IncarnationFenced(
                 f"{worker}: this incarnation had a connection and lost it; start anew", field="worker"
             )
+        if seated is not None and has_exited(seated.member.process):
+            self.drop(seated, "its process has ended")
+            seated = None
         if seated is not None:
-            raise BadInput(f"worker: the name {worker!r} is taken by a living worker", field="worker")
+            raise CapacityExceeded(
+                f"worker: the name {worker!r} is taken by a living worker", field="worker", retry_after=NAME_RETRY_AFTER
+            )
         if len(self._seats) >= WORKERS_MAX:
             raise CapacityExceeded(f"workers: {WORKERS_MAX} are here already", field="workers")
         for other in self._seats.values():

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import structlog
 
-from isthmus.core.clock import Clock
-from isthmus.core.errors import FrameInvalid, Lost, PeerLost
+from isthmus.core.clock import Clock, Instant
+from isthmus.core.errors import CapacityExceeded, FrameInvalid, Lost, PeerLost
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel, Handler, connect
@@ -39,7 +39,9 @@ class GatewayLink:
         handler: Handler,
         on_cancel: Callable[[CancelRequest], None],
         blocks: Callable[[], dict[str, int]],
+        name_wait: Duration,
     ) -> None:
+        """`name_wait`: how long to ask again where the name is still held by a life before this one."""
         self._member = member
         self._membership = membership
         self._clock = clock
@@ -48,6 +50,7 @@ class GatewayLink:
         self._handler = handler
         self._on_cancel = on_cancel
         self._blocks = blocks
+        self._name_wait = name_wait
         self._channel: Channel | None = None
 
     def post(self, message: Message) -> None:
@@ -64,12 +67,19 @@ class GatewayLink:
             Rejected: the gateway refuses this worker; the message says what would be right.
         """
         backoff = BACKOFF_FIRST
+        refused_at: Instant | None = None
         while True:
             try:
                 await self._session()
-                backoff = BACKOFF_FIRST
+                backoff, refused_at = BACKOFF_FIRST, None
             except Lost as error:
                 log.info("gateway_unreachable", reason=str(error), retry_ms=backoff.ms)
+            except CapacityExceeded as error:
+                refused_at = self._clock.now() if refused_at is None else refused_at
+                if error.retry_after is None or self._clock.now() - refused_at > self._name_wait.ns:
+                    raise
+                log.info("gateway_refused_for_now", reason=str(error), retry_ms=error.retry_after.ms)
+                backoff = error.retry_after
             await self._clock.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_MAX)
 

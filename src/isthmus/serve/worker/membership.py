@@ -7,14 +7,16 @@ import structlog
 
 from isthmus.core.errors import Bug, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.limits import PROCESSES_WATCHED_MAX
 from isthmus.serve.messages import Fenced, Member, Members
+from isthmus.serve.processes import ProcessIdentity, ended, is_here
 from isthmus.serve.running import report_bug
 
 __all__ = ["Membership"]
 
 log = structlog.get_logger(__name__)
 
-OnFenced = Callable[[WorkerId, Incarnation], Awaitable[None]]
+OnLost = Callable[[WorkerId, Incarnation], Awaitable[None]]
 
 
 class Membership:
@@ -23,18 +25,29 @@ class Membership:
     def __init__(self) -> None:
         self._members: dict[WorkerId, Member] = {}
         self._changed = asyncio.Event()
-        self._listeners: list[OnFenced] = []
+        self._listeners: list[OnLost] = []
         self._telling: set[asyncio.Task[None]] = set()
+        self._exit_listeners: list[OnLost] = []
+        self._watches: dict[Incarnation, asyncio.Task[None]] = {}
 
-    def on_fenced(self, listener: OnFenced) -> None:
+    def on_fenced(self, listener: OnLost) -> None:
         """Call `listener` for each life of a worker that is declared over."""
         self._listeners.append(listener)
+
+    def on_exited(self, listener: OnLost) -> None:
+        """Call `listener` for each life that was ever a member while we were, once its process on this host ended.
+
+        Fenced or not, before or after: a process that is only stopped is fenced, and still holds its mappings.
+        """
+        self._exit_listeners.append(listener)
 
     def update(self, members: Members) -> None:
         """Take the gateway's word for who is there."""
         self._members = {WorkerId(member.worker): member for member in members.members}
         self._changed.set()
         self._changed = asyncio.Event()
+        for member in members.members if self._exit_listeners else ():
+            self._watch(member)
 
     def fenced(self, message: Fenced) -> None:
         """A life is over: forget it, and tell."""
@@ -42,10 +55,31 @@ class Membership:
         member = self._members.get(worker)
         if member is not None and member.incarnation == incarnation:
             del self._members[worker]
-        for listener in self._listeners:
+        self._tell_all(self._listeners, worker, incarnation)
+
+    def _tell_all(self, listeners: list[OnLost], worker: WorkerId, incarnation: Incarnation) -> None:
+        for listener in listeners:
             task = asyncio.create_task(_tell(listener, worker, incarnation))
             self._telling.add(task)
             task.add_done_callback(self._told)
+
+    def _watch(self, member: Member) -> None:
+        """Watch a member's process, once, until it ends. Of too many, those that were first seen are not watched on."""
+        life = Incarnation(member.incarnation)
+        if life in self._watches or not is_here(member.process):
+            return
+        self._watches[life] = asyncio.create_task(self._await_exit(WorkerId(member.worker), life, member.process))
+        while len(self._watches) > PROCESSES_WATCHED_MAX:
+            self._watches.pop(next(iter(self._watches))).cancel()
+
+    async def _await_exit(self, worker: WorkerId, life: Incarnation, process: ProcessIdentity) -> None:
+        try:
+            await ended(process)
+        except OSError as error:
+            log.warning("process_not_watched", worker=worker, pid=process.pid, reason=error.strerror)
+            return
+        self._watches.pop(life, None)
+        self._tell_all(self._exit_listeners, worker, life)
 
     def _told(self, task: "asyncio.Task[None]") -> None:
         self._telling.discard(task)
@@ -71,5 +105,5 @@ class Membership:
                 await self._changed.wait()
 
 
-async def _tell(listener: OnFenced, worker: WorkerId, incarnation: Incarnation) -> None:
+async def _tell(listener: OnLost, worker: WorkerId, incarnation: Incarnation) -> None:
     await listener(worker, incarnation)

@@ -10,6 +10,7 @@ from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, RenewOrder
 from isthmus.handoff.producer import ProducerSide
+from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.channel import Channel
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
@@ -39,6 +40,7 @@ class PrefillService:
         self._holders: dict[Channel, tuple[WorkerId, Incarnation]] = {}
         self._running: dict[Channel, asyncio.Task[None] | None] = {}
         membership.on_fenced(self._fenced)
+        membership.on_exited(self._exited)
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A consumer has connected."""
@@ -102,3 +104,7 @@ class PrefillService:
         if running:
             await asyncio.wait(running)
         await self._side.peer_lost(worker, incarnation)
+
+    async def _exited(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        """The kernel says that the process is gone, and with it every mapping and socket: proof on any transport."""
+        await self._side.peer_lost(worker, incarnation, Evidence.PROCESS_EXITED)

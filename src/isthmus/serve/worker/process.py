@@ -1,21 +1,23 @@
 """What a worker's process is made of, whichever its role: a life, a ledger, the members, the link to the gateway."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 
 from isthmus.core.clock import SystemClock
 from isthmus.core.errors import FrameInvalid
-from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.ids import Incarnation, TenantId, WorkerId
 from isthmus.core.limits import HANDOFFS_SHOWN_MAX
+from isthmus.core.units import Duration
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.ownership.capacity import Capacity
 from isthmus.ownership.consumer import DestinationOwner
+from isthmus.ownership.journal import Header, JournalWriter, Side, clock_identity
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.producer import SourceOwner
 from isthmus.serve.channel import Handler
 from isthmus.serve.config import PoolConfig, ServeConfig
 from isthmus.serve.messages import CancelRequest, Member, Message, Snapshot, SnapshotOrder
+from isthmus.serve.processes import this_process
 from isthmus.serve.worker.gateway_link import GatewayLink
 from isthmus.serve.worker.membership import Membership
 from isthmus.transport.base import Endpoint, PeerId
@@ -23,6 +25,9 @@ from isthmus.transport.shm import SharedMemory
 from isthmus.transport.table import Worker as TransportWorker
 
 __all__ = ["Process"]
+
+NAME_WAIT_TIMEOUTS = 4
+"""Heartbeat timeouts after which a name that is still taken is taken by somebody who lives."""
 
 
 class Process:
@@ -47,6 +52,9 @@ class Process:
             clock=self.clock,
             memory=memory,
             tcp_host=pool.host,
+            tcp_port=self._numbered(pool.tcp_port),
+            tcp_advertised_host=pool.advertised_host,
+            tcp_advertised_port=self._numbered(pool.advertised_tcp_port) or None,
         )
 
     @property
@@ -68,13 +76,13 @@ class Process:
             worker=self.worker,
             incarnation=self.incarnation,
             role=self.pool.role,
-            pid=os.getpid(),
+            process=this_process(),
             identity=engine.identity,
             representation=engine.representation,
             num_blocks=self.pool.num_blocks,
             context_length=engine.context_length,
-            host=self.pool.host,
-            port=port,
+            host=self.pool.advertised_host or self.pool.host,
+            port=self._numbered(self.pool.advertised_port) or port,
             endpoints=tuple(endpoints),
             transports=self.pool.transports,
         )
@@ -87,7 +95,36 @@ class Process:
             handler=handler,
             on_cancel=on_cancel,
             blocks=self._blocks,
+            name_wait=Duration.of_ms(NAME_WAIT_TIMEOUTS * self.config.gateway.heartbeat_timeout_ms),
         )
+
+    @property
+    def port(self) -> int:
+        """Where to listen for peers; 0 is any free port."""
+        return self._numbered(self.pool.port)
+
+    def journal(self, side: Side, sole_tenant: TenantId | None = None) -> JournalWriter | None:
+        """A journal for this life's events, where the deployment keeps any."""
+        if self.config.journal is None:
+            return None
+        header = Header(
+            side=side,
+            worker=self.worker,
+            incarnation=self.incarnation,
+            sole_tenant=sole_tenant,
+            num_blocks=self.ledger.num_blocks,
+            block_bytes=self.ledger.block_bytes,
+            staging_bytes=self.ledger.staging_bytes,
+            lease_ms=self.config.lease_ms,
+            clock=clock_identity(),
+            began=self.clock.now(),
+            began_unix_seconds=self.clock.unix_seconds(),
+        )
+        return JournalWriter(self.config.journal, header)
+
+    def _numbered(self, first: int | None) -> int:
+        """This worker's port, where its pool's first one has `first`; 0 where it has none."""
+        return 0 if first is None else first + self.config.index(self.worker)
 
     def snapshot(self, owner: SourceOwner | DestinationOwner, message: Message) -> Snapshot:
         """The ledger and the hand-offs, live and lately ended, as JSON. Recounts a ledger that holds nothing (I8)."""

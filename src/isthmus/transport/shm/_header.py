@@ -15,7 +15,7 @@ from isthmus.core.limits import BLOCKS_PER_POOL_MAX, POOL_BYTES_MAX, REGIONS_MAX
 from isthmus.state.fields import RegionShape
 from isthmus.state.structs import WireStruct
 
-__all__ = ["Header", "PlacedRegion", "has_stamp", "read_header", "wipe_stamp", "write_header"]
+__all__ = ["Header", "PlacedRegion", "has_stamp", "read_header", "wipe_stamp", "write_header", "write_stamp"]
 
 MAGIC = b"ISTHMUS1"
 STAMP = slice(8, 24)
@@ -48,6 +48,11 @@ def write_header(memory: memoryview, header: Header, stamp: str) -> None:
         raise Bug(f"header: {len(body)} bytes, wanted at most {SHM_HEADER_BYTES - BODY}", field="regions")
     memory[BODY : BODY + len(body)] = body
     memory[LENGTH] = len(body).to_bytes(4, "little")
+    write_stamp(memory, stamp)
+
+
+def write_stamp(memory: memoryview, stamp: str) -> None:
+    """From now on this memory is what an endpoint with this stamp says."""
     memory[: len(MAGIC)] = MAGIC
     memory[STAMP] = bytes.fromhex(stamp)
 

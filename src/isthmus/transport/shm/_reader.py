@@ -1,12 +1,9 @@
 """The peer's side: map an owner's memory once, read from it many times, let go of it when the owner dies."""
 
 import asyncio
-import fcntl
 import functools
 import mmap
 import os
-import select
-import stat
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +19,14 @@ from isthmus.core.waiting import in_thread, within
 from isthmus.transport.base import BlockRead, Endpoint, ShmEndpoint
 from isthmus.transport.blocks import check_shapes, check_staging, chunks_of, copy_blocks, dense
 from isthmus.transport.shm._header import has_stamp, read_header
-from isthmus.transport.shm._memory import FILE_NAME, SEALS, host_identity
+from isthmus.transport.shm._memory import host_identity
+from isthmus.transport.shm._peer import has_ended, open_memory, open_process
 
 __all__ = ["ShmReader"]
 
-F_GET_SEALS = 1034
-
 
 class _Attachment:
-    """An owner's memory, mapped read-only, and a handle on the owner's process. Used and dropped on the loop's thread.
-
-    The process handle is a pidfd: it stays that process's even if its pid is given to another.
-    """
+    """An owner's memory, mapped read-only, and a handle on its process. Used and dropped on the loop's thread."""
 
     def __init__(self, endpoint: ShmEndpoint, on_death: Callable[[Endpoint], None]) -> None:
         """`on_death(endpoint)` is called when the owner's process ends, if this has not been dropped before.
@@ -43,7 +36,7 @@ class _Attachment:
         self._endpoint = endpoint
         self._users = 0
         self.dropped = False
-        self.pidfd = _open_process(endpoint.pid)
+        self.pidfd = open_process(endpoint.pid)
         try:
             memory = memoryview(_map_file(endpoint))
             header = read_header(memory, endpoint.stamp, memory.nbytes)
@@ -69,9 +62,7 @@ class _Attachment:
 
     def check_owner(self) -> None:
         """Raise PeerLost where the owner's process has ended or the attachment was dropped. From any thread."""
-        watch = select.poll()  # a new one each time: one object does not serve two threads
-        watch.register(self.pidfd, select.POLLIN)
-        if self.dropped or watch.poll(0):
+        if self.dropped or has_ended(self.pidfd):
             raise PeerLost(f"endpoint.pid: process {self._endpoint.pid} has ended", field="endpoint.pid")
 
     def check_stamp(self) -> None:
@@ -176,34 +167,10 @@ def _copy(
     attachment.check_stamp()
 
 
-def _open_process(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise PeerLost(f"endpoint.pid: no process {pid}", field="endpoint.pid") from error
-    except OSError as error:
-        raise TransferFailed(f"endpoint.pid: cannot watch process {pid}: {error}", field="endpoint.pid") from error
-
-
 def _map_file(endpoint: ShmEndpoint) -> mmap.mmap:
-    """The file behind an endpoint, mapped read-only once it is known to be a sealed memfd of ours."""
-    path = f"/proc/{endpoint.pid}/fd/{endpoint.fd}"
+    """The file behind an endpoint, mapped read-only. Raises as `open_memory`."""
+    fd = open_memory(endpoint)
     try:
-        # Looked at before it is opened: opening some other kind of file can have effects.
-        if not os.readlink(path).startswith(f"/memfd:{FILE_NAME} "):
-            raise PeerLost("endpoint.fd: another file than the one that was registered", field="endpoint.fd")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise PeerLost("endpoint.fd: the owner has closed its memory", field="endpoint.fd") from error
-    except OSError as error:
-        raise TransferFailed(f"endpoint: cannot open the owner's memory: {error}", field="endpoint") from error
-    try:
-        status = os.fstat(fd)
-        # Without the seals the owner could shrink the file under us, which kills whoever reads its mapping.
-        if not stat.S_ISREG(status.st_mode) or fcntl.fcntl(fd, F_GET_SEALS) & SEALS != SEALS:
-            raise TransferFailed("endpoint.fd: not a sealed memory file", field="endpoint.fd")
-        if status.st_size < SHM_HEADER_BYTES:
-            raise TransferFailed("endpoint.fd: the file is shorter than its header", field="endpoint.fd")
         return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise TransferFailed(f"endpoint: cannot map the owner's memory: {error}", field="endpoint") from error

@@ -64,14 +64,16 @@ class TcpExporter:
         host: str = "127.0.0.1",
         port: int = 0,
         advertised_host: str | None = None,
+        advertised_port: int | None = None,
     ) -> None:
-        """Listens on `host`; peers are told `advertised_host` where that is another. Port 0 is any free one."""
+        """Listens on `host`; peers are told the `advertised_` ones where those are others. Port 0 is any free one."""
         self._identity = identity
         self._lender = lender
         self._guard = guard
         self._clock = clock
         self._host, self._port = host, port
         self._advertised_host = advertised_host or host
+        self._advertised_port = advertised_port
         self._server: asyncio.Server | None = None
         self._conversations: set[asyncio.Task[None]] = set()
         self._reads = asyncio.Semaphore(READS_PER_EXPORTER_MAX)
@@ -81,7 +83,7 @@ class TcpExporter:
         """Raises OSError where the address is not to be had."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Stream(self._accept), self._host, self._port)
-        port = self._server.sockets[0].getsockname()[1]
+        port = self._advertised_port or self._server.sockets[0].getsockname()[1]
         return TcpEndpoint(host=self._advertised_host, port=port, peer=self._identity)
 
     async def close(self) -> None:

@@ -1,5 +1,8 @@
 """Control frames: four bytes of length, big-endian, then msgpack of one struct. Bytes of blocks are not framed.
 
+Reading: Hello, Welcome; then ReadBlocks, Granted, bytes. Writing: Hello, Welcome; then WriteBlocks, Ready, bytes,
+Written. A Refusal may stand in place of any answer.
+
 Length is checked before anything is allocated, unknown fields are refused.
 """
 
@@ -9,9 +12,9 @@ import msgspec
 from msgspec import Meta
 
 from isthmus.core.errors import FrameInvalid
-from isthmus.core.limits import CONTROL_FRAME_BYTES_MAX, NAME_CHARS_MAX, OFFER_BYTES_MAX, READ_MS_MAX
+from isthmus.core.limits import CONTROL_FRAME_BYTES_MAX, NAME_CHARS_MAX, OFFER_BYTES_MAX, READ_MS_MAX, WRITE_MS_MAX
 from isthmus.state.structs import WireStruct
-from isthmus.transport.base import BlockRead, PeerId
+from isthmus.transport.base import BlockRead, BlockWrite, PeerId
 
 __all__ = [
     "LENGTH_BYTES",
@@ -19,12 +22,18 @@ __all__ = [
     "Granted",
     "Hello",
     "ReadBlocks",
+    "Ready",
     "Refusal",
     "Welcome",
+    "WriteBlocks",
+    "Written",
     "decode_answer",
     "decode_greeting",
     "decode_hello",
     "decode_read",
+    "decode_readiness",
+    "decode_write",
+    "decode_written",
     "encode_frame",
     "frame_length",
 ]
@@ -36,7 +45,7 @@ Frame = TypeVar("Frame")
 
 
 class Hello(WireStruct, frozen=True, kw_only=True, tag="hello"):
-    """The first frame on a connection. `server` is whom the reader wants: a worker's life, not an address."""
+    """The first frame on a connection. `server` is whom the caller, who reads or writes, wants: a life, no address."""
 
     version: int
     reader: PeerId
@@ -63,6 +72,25 @@ class Granted(WireStruct, frozen=True, kw_only=True, tag="granted"):
     size_bytes: Annotated[int, Meta(ge=1)]
 
 
+class WriteBlocks(WireStruct, frozen=True, kw_only=True, tag="write"):
+    """May I send these blocks? They are given up where they have not all come `deadline_ms` after this."""
+
+    write: BlockWrite
+    deadline_ms: Annotated[int, Meta(ge=1, le=WRITE_MS_MAX)]
+
+
+class Ready(WireStruct, frozen=True, kw_only=True, tag="ready"):
+    """Send `size_bytes` bytes: each region's [outer, stop - start, block_bytes], in the target's order."""
+
+    size_bytes: Annotated[int, Meta(ge=1)]
+
+
+class Written(WireStruct, frozen=True, kw_only=True, tag="written"):
+    """The last byte is in the image."""
+
+    size_bytes: Annotated[int, Meta(ge=1)]
+
+
 class Refusal(WireStruct, frozen=True, kw_only=True, tag="refusal"):
     """An error by its name in `core.errors`. No bytes follow."""
 
@@ -76,9 +104,12 @@ _hello_decoder = msgspec.msgpack.Decoder(Hello)
 _read_decoder = msgspec.msgpack.Decoder(ReadBlocks)
 _greeting_decoder: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
 _answer_decoder: msgspec.msgpack.Decoder[Granted | Refusal] = msgspec.msgpack.Decoder(Granted | Refusal)
+_write_decoder = msgspec.msgpack.Decoder(WriteBlocks)
+_readiness_decoder: msgspec.msgpack.Decoder[Ready | Refusal] = msgspec.msgpack.Decoder(Ready | Refusal)
+_written_decoder = msgspec.msgpack.Decoder(Written)
 
 
-def encode_frame(frame: Hello | Welcome | ReadBlocks | Granted | Refusal) -> bytes:
+def encode_frame(frame: WireStruct) -> bytes:
     """The frame with its length in front.
 
     Raises:
@@ -103,7 +134,7 @@ def frame_length(prefix: bytes | bytearray, bytes_max: int) -> int:
 
 
 def decode_hello(body: bytes | bytearray) -> Hello:
-    """Raises FrameInvalid, as do the other three."""
+    """Raises FrameInvalid, as do all the others."""
     return _decode(_hello_decoder, body, "hello")
 
 
@@ -117,6 +148,18 @@ def decode_greeting(body: bytes | bytearray) -> Welcome | Refusal:
 
 def decode_answer(body: bytes | bytearray) -> Granted | Refusal:
     return _decode(_answer_decoder, body, "answer")
+
+
+def decode_write(body: bytes | bytearray) -> WriteBlocks:
+    return _decode(_write_decoder, body, "write")
+
+
+def decode_readiness(body: bytes | bytearray) -> Ready | Refusal:
+    return _decode(_readiness_decoder, body, "answer")
+
+
+def decode_written(body: bytes | bytearray) -> Written:
+    return _decode(_written_decoder, body, "answer")
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[Frame]", body: bytes | bytearray, what: str) -> Frame:

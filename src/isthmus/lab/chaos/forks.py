@@ -1,0 +1,115 @@
+"""The driver's half of the fork server: `Forks.spawn` is a `serve.launcher.Spawn`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from isthmus.core.errors import Lost
+
+__all__ = ["Forked", "Forks"]
+
+
+class Forked:
+    """One forked member: a `serve.launcher.Running`. Signals go to its handle, never to a pid used again."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+        try:
+            self._handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._handle = -1  # ended already; its status is on its way
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        return self.returncode or 0
+
+    def send_signal(self, number: int, /) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._handle >= 0:
+                signal.pidfd_send_signal(self._handle, number)
+
+    def end(self, status: int) -> None:
+        """The zygote has reaped it."""
+        self.returncode = status
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+        self._ended.set()
+
+
+class Forks:
+    """A running zygote. Use as an async context manager; `environment` is each member's own, by its name."""
+
+    def __init__(self, environment: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        self._environment = environment or {}
+        self._asked: dict[int, asyncio.Future[Forked]] = {}
+        self._living: dict[int, Forked] = {}
+        self._next_id = 0
+        self._ready = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        # One thread for each library: what they start at import would be lost in the fork.
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "isthmus.lab.chaos.zygote",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        self._hearing = asyncio.create_task(self._hear())
+        waits = [asyncio.create_task(self._ready.wait()), self._hearing]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not self._ready.is_set():
+            raise Lost("zygote: ended before it was ready", field="zygote")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await self._process.wait()
+        await asyncio.wait({self._hearing})
+
+    async def spawn(self, name: str, arguments: Sequence[str], log: Path) -> Forked:
+        """Fork a member. `arguments` are those of `isthmus serve`: the last is the deployment's file."""
+        self._next_id += 1
+        order = {
+            "id": self._next_id,
+            "name": name,
+            "config": arguments[-1],
+            "log": str(log),
+            "environment": dict(self._environment.get(name, {})),
+        }
+        answer: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+        self._asked[self._next_id] = answer
+        if self._process.stdin is None:
+            raise Lost("zygote: has no stdin", field="zygote")
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        return await answer
+
+    async def _hear(self) -> None:
+        if self._process.stdout is None:
+            return
+        async for line in self._process.stdout:
+            self._take(json.loads(line))
+
+    def _take(self, said: dict[str, Any]) -> None:
+        if "ready" in said:
+            self._ready.set()
+        elif "id" in said:
+            forked = Forked(said["pid"])
+            self._living[forked.pid] = forked
+            self._asked.pop(said["id"]).set_result(forked)
+        else:
+            ended = self._living.pop(said["pid"], None)
+            if ended is not None:
+                ended.end(said["status"])
