@@ -23,7 +23,7 @@ from isthmus.ownership.protocol import destination, source, source_ends
 from isthmus.ownership.protocol.drain import DRAIN_TABLE
 from isthmus.ownership.protocol.effects import CloseGrant, EndUse, ReplyConfirmed
 from isthmus.ownership.protocol.events import Confirmed, Submit
-from isthmus.ownership.protocol.states import SourceHandoff
+from isthmus.ownership.protocol.states import PartStage, SourceHandoff
 from tests.ownership.test_interleavings import Interleavings
 from tests.ownership.worlds import DECODE, DECODE_LIFE, LEASE, OTHER_TENANT, TENANT, World, grant_of
 
@@ -172,12 +172,13 @@ def no_tenant_check(patch: Patch) -> None:
 
 
 def forget_the_dead(patch: Patch) -> None:
-    patch.setattr(Owner, "_note_lost", lambda self, worker, incarnation, evidence: None)
+    patch.setattr(Owner, "_note_lost", lambda self, worker, incarnation: None)
 
 
 def no_commit_check(patch: Patch) -> None:
     def confirmed(state: Any, event: Confirmed, real: Any = destination._confirmed) -> Any:
-        return real(replace(state, verified=True), replace(event, epoch=state.grant_epoch))
+        parts = tuple(replace(part, stage=PartStage.VERIFIED) for part in state.parts)
+        return real(replace(state, parts=parts), replace(event, epoch=parts[0].epoch))
 
     patch.setattr(destination, "_confirmed", confirmed)
 

@@ -97,7 +97,7 @@ async def test_tombstones_are_bounded_and_what_is_forgotten_is_unknown() -> None
     with pytest.raises(GrantUnknown):
         world.confirm(offers[0])
     assert world.confirm(offers[1]) == offers[1].epoch
-    assert len(world.source._by_grant) == 2
+    assert len(world.source._grants) == 2
 
 
 async def test_a_read_is_refused_to_strangers_and_beyond_the_grant() -> None:

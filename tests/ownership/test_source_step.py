@@ -17,10 +17,13 @@ from isthmus.ownership.protocol.events import (
     Expire,
     Fence,
     PeerLost,
+    PeerReincarnated,
     Publish,
     ReadSeen,
+    Register,
     Renew,
     ReserveSource,
+    Sent,
     SourceEvent,
 )
 from isthmus.ownership.protocol.source import step
@@ -64,6 +67,10 @@ drained_closed  Bug    Bug     Bug     Bug       Bug       =        =        =  
 lost            Bug    drain   rel     rel       rel       =        rel      =       =       =       rel
 lost_silent     Bug    =       =       =         =         =        =        =       =       =       =
 lost_reborn     Bug    =       =       =         =         =        =        =       =       =       =
+reborn          Bug    drain   rel     drain     drain     =        =        =       =       =       =
+reborn_same     Bug    =       =       =         =         =        =        =       =       =       =
+register        =/unk  =/auth  =/auth  =/auth    =/auth    =/auth   =/auth   =/auth  =/auth  =/auth  =/auth
+sent            Bug    Bug     Bug     Bug       Bug       Bug      Bug      Bug     Bug     Bug     Bug
 """
 
 
@@ -116,6 +123,10 @@ EVENTS: dict[str, SourceEvent] = {
     "lost": LOST,
     "lost_silent": replace(LOST, evidence=Evidence.SILENCE),
     "lost_reborn": replace(LOST, incarnation=Incarnation("e" * 32)),
+    "reborn": PeerReincarnated(worker=HOLDER, incarnation=Incarnation("e" * 32)),
+    "reborn_same": PeerReincarnated(worker=HOLDER, incarnation=LIFE),
+    "register": Register(grant=GRANT, epoch=Epoch(1), holder=HOLDER, holder_incarnation=LIFE),
+    "sent": Sent(ok=True),
 }
 
 

@@ -1,7 +1,7 @@
 """The only place that touches time and chance.
 
 Instants are monotonic, local, in nanoseconds, and mean nothing to another host. `SystemClock` is for processes;
-`ManualClock` is for tests and simulation: time moves when told to, chance comes from a seed.
+`ManualClock` is for tests and simulation: time moves when told to, chance comes from a seed. `Chance` is that alone.
 """
 
 import asyncio
@@ -9,11 +9,14 @@ import heapq
 import random
 import secrets
 import time
-from typing import NewType, Protocol
+from collections.abc import Sequence
+from typing import NewType, Protocol, TypeVar
 
 from isthmus.core.units import Duration
 
-__all__ = ["Clock", "Instant", "ManualClock", "SystemClock", "after"]
+__all__ = ["Chance", "Clock", "Instant", "ManualClock", "SystemClock", "after"]
+
+Option = TypeVar("Option")
 
 Instant = NewType("Instant", int)
 """Nanoseconds on one process's monotonic clock."""
@@ -91,3 +94,36 @@ class ManualClock:
             _, _, future = heapq.heappop(self._sleepers)
             if not future.done():
                 future.set_result(None)
+
+
+class Chance:
+    """Chance from a seed, and nothing else: whoever draws the same in the same order gets the same."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def share(self) -> float:
+        """From 0 up to, and without, 1."""
+        return self._random.random()
+
+    def happens(self, share: float) -> bool:
+        """Yes, in this share of the cases."""
+        return self._random.random() < share
+
+    def below(self, count: int) -> int:
+        """One of 0 … count - 1."""
+        return int(self._random.random() * count)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self._random.random()
+
+    def pick(self, options: Sequence[Option]) -> Option:
+        return options[int(self._random.random() * len(options))]
+
+    def token(self) -> str:
+        """128 bits as 32 hex digits, like `Clock.token`."""
+        return f"{self._random.getrandbits(128):032x}"
+
+    def fork(self) -> "Chance":
+        """Another stream, which this one's later draws do not disturb."""
+        return Chance(self._random.getrandbits(64))

@@ -7,6 +7,7 @@
     │   ├── UnknownModel, ContextTooLong, GateRefused, Unsupported, NotCovered
     │   ├── GrantUnknown, StaleEpoch, NotAuthorised, IncarnationFenced
     │   └── CapacityExceeded (try again later)
+    │       └── QuotaExceeded (your own part is used up; others may still be served)
     └── Lost        the world failed: retry elsewhere or recompute
         ├── PeerLost, LeaseExpired, DeadlineExceeded, TransferFailed
         └── DigestMismatch, ConversionOutOfBounds (a doubt about bytes ends the hand-off, always)
@@ -38,6 +39,7 @@ __all__ = [
     "NotAuthorised",
     "NotCovered",
     "PeerLost",
+    "QuotaExceeded",
     "Rejected",
     "StaleEpoch",
     "TransferFailed",
@@ -137,6 +139,12 @@ class CapacityExceeded(Rejected):
     def __init__(self, message: str, *, field: str = "", retry_after: Duration | None = None) -> None:
         super().__init__(message, field=field)
         self.retry_after = retry_after
+
+
+class QuotaExceeded(CapacityExceeded):
+    """There is room, but not for this tenant: it has all that its quota gives it, or too many of its own wait."""
+
+    http_status = 429
 
 
 class Lost(IsthmusError):

@@ -6,21 +6,28 @@ __all__ = [
     "BLOCKS_PER_POOL_MAX",
     "BLOCK_SIZE_TOKENS_MAX",
     "CALLS_IN_FLIGHT_MAX",
+    "CALL_BYTES_IN_FLIGHT_MAX",
+    "CERTIFICATE_BYTES_MAX",
+    "CHANNELS_PER_PEER_MAX",
     "COMPONENTS_MAX",
     "CONNECTIONS_PER_EXPORTER_MAX",
     "CONNECTIONS_PER_PEER_MAX",
     "CONTROL_FRAME_BYTES_MAX",
     "COPY_CHUNK_BYTES",
     "FRAME_MS_MAX",
+    "GRANTS_PER_PEER_MAX",
     "GRANTS_PER_WORKER_MAX",
     "HANDOFFS_LOGGED_MAX",
     "HANDOFFS_REMEMBERED_MAX",
     "HANDOFFS_SHOWN_MAX",
     "HEADS_MAX",
     "HEAD_SIZE_MAX",
+    "HELLO_BYTES_MAX",
     "HELLO_MS_MAX",
     "HTTP_BODY_BYTES_MAX",
     "INCARNATIONS_LOST_MAX",
+    "INDEX_ENTRIES_MAX",
+    "INDEX_PAYLOAD_BYTES_MAX",
     "JOURNAL_FILES_PER_LIFE_MAX",
     "JOURNAL_FILE_BYTES_MAX",
     "LAYERS_MAX",
@@ -39,9 +46,12 @@ __all__ = [
     "REGIONS_MAX",
     "REQUESTS_IN_FLIGHT_MAX",
     "SHM_HEADER_BYTES",
+    "SIMULATED_CALLBACKS_MAX",
     "STOP_STRINGS_MAX",
     "STOP_STRING_CHARS_MAX",
     "TCP_CHUNK_BYTES",
+    "TENANTS_PER_POOL_MAX",
+    "TENANTS_REMEMBERED_MAX",
     "TOKENS_PER_REQUEST_MAX",
     "TOKENS_PER_STATE_MAX",
     "TOMBSTONES_MAX",
@@ -75,11 +85,15 @@ CONTROL_FRAME_BYTES_MAX = 64 * KIB
 MANIFEST_BYTES_MAX = 5 * TOKENS_PER_REQUEST_MAX + 1 * MIB
 OFFER_BYTES_MAX = MANIFEST_BYTES_MAX + 1 * MIB  # a manifest, or a prompt's token ids, and what goes with them
 CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
+CALL_BYTES_IN_FLIGHT_MAX = 256 * MIB  # of frames whose calls are under way, per channel
+CHANNELS_PER_PEER_MAX = 4  # one is used; those before it may not have closed yet
+HELLO_BYTES_MAX = 1 * MIB  # of any frame from a peer that has not said who it is
 HELLO_MS_MAX = 10_000  # from a connection to who it is, on the control and peer ports
 WRITE_BUFFER_BYTES_MAX = 64 * MIB  # per channel; a peer that reads slower than this is cut off
 NAME_CHARS_MAX = 256
 
 # files that people write
+CERTIFICATE_BYTES_MAX = 64 * KIB
 YAML_BYTES_MAX = 1 * MIB
 YAML_DEPTH_MAX = 64
 
@@ -94,8 +108,13 @@ PROCESSES_WATCHED_MAX = 4 * WORKERS_MAX  # a descriptor each
 
 # ownership
 GRANTS_PER_WORKER_MAX = 16_384
+GRANTS_PER_PEER_MAX = GRANTS_PER_WORKER_MAX // 4  # as many as a peer may have calls under way
 TOMBSTONES_MAX = 16_384
+TENANTS_PER_POOL_MAX = 1024  # with quotas of their own
+TENANTS_REMEMBERED_MAX = 4096  # served while others wait
 INCARNATIONS_LOST_MAX = 16 * WORKERS_MAX
+INDEX_ENTRIES_MAX = 1 << 20
+INDEX_PAYLOAD_BYTES_MAX = 1 * GIB  # one payload is read whole, to be checked before any of it is used
 JOURNAL_FILE_BYTES_MAX = 64 * MIB
 JOURNAL_FILES_PER_LIFE_MAX = 16  # the oldest goes first
 
@@ -115,3 +134,6 @@ CONNECTIONS_PER_EXPORTER_MAX = CONNECTIONS_PER_PEER_MAX * WORKERS_MAX
 FRAME_MS_MAX = 5_000  # from a frame's first byte to its last, and from a connection to its hello
 READ_MS_MAX = 600_000
 WRITE_MS_MAX = READ_MS_MAX
+
+# proving
+SIMULATED_CALLBACKS_MAX = 400_000  # of one seed; a thousand is usual

@@ -6,16 +6,22 @@
 Owns the commit: blocks become decode's in `install`, on the owner's confirmation, and nowhere else (I1, I9).
 """
 
-from isthmus.core.clock import Clock
+from collections.abc import Sequence
+
+from isthmus.core.clock import Clock, Instant
 from isthmus.core.errors import IsthmusError
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.limits import GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
+from isthmus.ownership.capability import Claims, digest_of_blocks
 from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.grants import Grants
 from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
 from isthmus.ownership.protocol.destination import step
+from isthmus.ownership.protocol.destination_push import lease_over
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.effects import StopDecode, StopRead
 from isthmus.ownership.protocol.events import (
@@ -27,16 +33,19 @@ from isthmus.ownership.protocol.events import (
     DestinationEvent,
     Doubt,
     Drained,
-    Fence,
+    Expose,
     Finish,
-    PeerLost,
+    Install,
     ReserveDestination,
     Submit,
     VerifyBad,
     VerifyOk,
+    WriteSeen,
+    Written,
 )
-from isthmus.ownership.protocol.states import DestinationHandoff, LogicalOutcome
-from isthmus.ownership.rows import Row, destination_row, with_timeline
+from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, LogicalOutcome, TriggerMode
+from isthmus.ownership.records import Record
+from isthmus.ownership.rows import Row, destination_row
 
 __all__ = ["DestinationOwner"]
 
@@ -58,6 +67,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         live_max: int = GRANTS_PER_WORKER_MAX,
         tombstones_max: int = TOMBSTONES_MAX,
         journal: Journal | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         super().__init__(
             side=Side.CONSUMER,
@@ -71,8 +81,10 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             live_max=live_max,
             tombstones_max=tombstones_max,
             journal=journal,
+            prefixes=prefixes,
         )
         self._transport = transport
+        self._grants = Grants(clock, self._claims_of)
 
     async def reserve(
         self,
@@ -85,8 +97,14 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         staging_bytes: int,
         deadline: Duration,
         transport: TransportKind | None = None,
+        mode: TriggerMode = TriggerMode.PULL,
+        num_parts: int = 1,
+        prefix: Sequence[bytes] = (),
     ) -> DestinationHandoff:
-        """Blocks for the prompt and all decode growth, and staging, before prefill is asked for; all or nothing."""
+        """Blocks for the prompt and all decode growth, and staging, before prefill is asked for; all or nothing.
+
+        Before them lie the retained blocks named by `prefix`, which must be here still: else PrefixGone.
+        """
         self._refuse_unwelcome(handoff, producer, producer_incarnation)
         self._reserving.add(handoff)
         try:
@@ -97,6 +115,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             self._reserving.discard(handoff)
         try:
             self._refuse_unwelcome(handoff, producer, producer_incarnation)  # the world went on while we waited
+            self._pin(handoff, prefix)
         except IsthmusError:
             self._capacity.give_back(assignment, staging_bytes=staging_bytes)
             raise
@@ -109,32 +128,89 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             blocks=assignment.blocks,
             staging_bytes=staging_bytes,
             epoch=assignment.epoch,
+            mode=mode,
+            num_parts=num_parts,
         )
         return self._begin(handoff, event, step(None, event))
 
+    # push and send: the producer writes; each grant is of one part
+
+    def expose(self, handoff: HandoffId, lease: Duration) -> DestinationHandoff:
+        """Open a grant to write for each part, in `parts` of the state returned, for `lease` at least."""
+        record = self._known(handoff)
+        claims = self._claims(record.state)
+        grants = tuple(self._grants.mint(claims) for _ in record.state.parts)
+        state = self._apply(record, Expose(now=self._clock.now(), grants=grants, lease=lease))
+        for grant in grants:
+            self._grants.open(grant, claims)
+        return state
+
+    def check_write(self, grant: GrantId, epoch: Epoch, writer: WorkerId, lease: Duration) -> DestinationHandoff:
+        """The transport's guard: returns if `writer` may write now, and it may go on for `lease`; else raises."""
+        record = self._granted(grant, epoch, writer)
+        part = _part_of(record.state, grant)
+        event = WriteSeen(now=self._clock.now(), grant=grant, epoch=epoch, writer=writer, lease=lease, part=part)
+        return self._apply(record, event)
+
+    def written(
+        self,
+        grant: GrantId,
+        epoch: Epoch,
+        *,
+        writer: WorkerId,
+        writer_incarnation: Incarnation,
+        tenant: TenantId,
+        evidence: Evidence,
+    ) -> DestinationHandoff:
+        """The producer says that it has written all and writes no more, and `evidence` that it has arrived.
+
+        Raises:
+            NotAuthorised, StaleEpoch, TransferFailed: it counts for nothing; but what it drains is drained.
+        """
+        record = self._granted(grant, epoch, writer, writer_incarnation)
+        event = Written(
+            now=self._clock.now(),
+            grant=grant,
+            epoch=epoch,
+            writer=writer,
+            writer_incarnation=writer_incarnation,
+            tenant=tenant,
+            evidence=evidence,
+            part=_part_of(record.state, grant),
+        )
+        return self._apply(record, event)
+
+    def install_written(self, handoff: HandoffId) -> DestinationHandoff:
+        """Commit what was written here and verified. We own its epoch, so nobody else is asked."""
+        return self._apply(self._known(handoff), Install())  # I9: decode starts after this line
+
     # towards the commit; each raises TransferFailed if the hand-off was given up meanwhile
 
-    def submit(self, handoff: HandoffId, *, grant: GrantId, epoch: Epoch, tenant: TenantId) -> DestinationHandoff:
+    def submit(
+        self, handoff: HandoffId, *, grant: GrantId, epoch: Epoch, tenant: TenantId, part: int = 0
+    ) -> DestinationHandoff:
         """An offer has come and the read begins. An offer of another tenant is refused: `NotAuthorised` (I7)."""
-        return self._apply(self._known(handoff), Submit(tenant=tenant, grant=grant, epoch=epoch))
+        return self._apply(self._known(handoff), Submit(tenant=tenant, grant=grant, epoch=epoch, part=part))
 
-    def arrived(self, handoff: HandoffId) -> DestinationHandoff:
+    def arrived(self, handoff: HandoffId, part: int = 0) -> DestinationHandoff:
         """The last byte is in staging: conversion begins."""
-        return self._apply(self._known(handoff), Arrived())
+        return self._apply(self._known(handoff), Arrived(part=part))
 
-    def converted(self, handoff: HandoffId) -> DestinationHandoff:
+    def converted(self, handoff: HandoffId, part: int = 0) -> DestinationHandoff:
         """The KV is in our blocks: checking begins."""
         record = self._known(handoff)
         self._ledger.check_assigned(record.state.blocks, record.state.epoch)  # I2: we wrote what was ours to write
-        return self._apply(record, ConvertDone())
+        return self._apply(record, ConvertDone(part=part))
 
-    def verified(self, handoff: HandoffId, *, ok: bool) -> DestinationHandoff:
+    def verified(self, handoff: HandoffId, *, ok: bool, part: int = 0) -> DestinationHandoff:
         """Digests and bounds hold, or not; if not, everything is freed and the hand-off has failed."""
-        return self._apply(self._known(handoff), VerifyOk() if ok else VerifyBad())
+        return self._apply(self._known(handoff), VerifyOk(part=part) if ok else VerifyBad(part=part))
 
-    def install(self, handoff: HandoffId, confirmed_epoch: Epoch) -> DestinationHandoff:
-        """Commit. `confirmed_epoch` is the owner's answer; another epoch than the one read raises `StaleEpoch`."""
-        return self._apply(self._known(handoff), Confirmed(epoch=confirmed_epoch))  # I9: decode starts after this line
+    def install(self, handoff: HandoffId, confirmed_epoch: Epoch, part: int = 0) -> DestinationHandoff:
+        """Commit, with the last part that is confirmed. `confirmed_epoch` is the owner's answer; another epoch than the one read raises `StaleEpoch`."""
+        return self._apply(
+            self._known(handoff), Confirmed(epoch=confirmed_epoch, part=part)
+        )  # I9: decode starts after this line
 
     def confirm_refused(self, handoff: HandoffId) -> DestinationHandoff:
         """The owner said no."""
@@ -152,42 +228,58 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         """Give up, at any moment. ABORTING or DRAINING in the answer means: call `drained` once our own work stops."""
         return self._apply(self._known(handoff), Abort(outcome=outcome), note=f"abort: {reason}")
 
-    def drained(self, handoff: HandoffId, evidence: Evidence = Evidence.OWN_TRANSFER_ENDED) -> DestinationHandoff:
-        """Our own read, conversion, check or decode touches the blocks no more. Idempotent."""
-        return self._apply(self._known(handoff), Drained(evidence=evidence), note=f"drained: {evidence}")
+    def drained(self, handoff: HandoffId, evidence: Evidence | None = None) -> DestinationHandoff:
+        """Our own work (by default), or whoever `evidence` speaks of, touches the blocks no more. Idempotent.
+
+        Our own work is decode once the hand-off is installed; before that a read, a conversion or a check.
+        """
+        record = self._known(handoff)
+        if evidence is None:
+            own_transfer = record.state.mode is TriggerMode.PULL and record.state.phase is not DestinationPhase.DRAINING
+            evidence = Evidence.OWN_TRANSFER_ENDED if own_transfer else Evidence.OWN_WORK_ENDED
+        return self._apply(record, Drained(evidence=evidence), note=f"drained: {evidence}")
 
     def doubt(self, handoff: HandoffId) -> DestinationHandoff:
-        """An aborted transfer cannot be shown to have stopped: quarantine until `drained` or the peer's death."""
+        """Who was given access cannot be shown to have stopped: quarantine until `drained` or the peer's death."""
         return self._apply(self._known(handoff), Doubt())
 
-    def peer_lost(
-        self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence = Evidence.FENCED_AND_CLOSED
-    ) -> list[HandoffId]:
-        """A producer's incarnation is gone: what was not installed is given up. Only proof counts.
+    # inside
 
-        Returns the hand-offs whose read has been asked to stop; each wants `drained` once it has.
-        """
-        self._note_lost(worker, incarnation, evidence)
-        return self._apply_to_all(PeerLost(worker=worker, incarnation=incarnation, evidence=evidence))
+    def _lease_over(self, state: DestinationHandoff, now: Instant) -> bool:
+        return lease_over(state, now)
 
-    def fence(self) -> list[HandoffId]:
-        """Our own incarnation has been fenced: install nothing more, stop decoding. Returns as `peer_lost`."""
-        self._fenced = True
-        return self._apply_to_all(Fence())
+    def _row(self, record: Record[DestinationHandoff], now: Instant) -> Row:
+        return destination_row(record, now, self.worker, self._ledger.block_bytes)
 
-    # questions
+    def _claims_of(self, handoff: HandoffId) -> Claims | None:
+        record = self._records.find(handoff)
+        return None if record is None else self._claims(record.state)
 
-    def snapshot(self) -> list[Row]:
-        """Who owns what now, one JSON-able row for each hand-off."""
-        now = self._clock.now()
-        block_bytes = self._ledger.block_bytes
-        return [destination_row(record, now, self.worker, block_bytes) for record in self._records.live()]
+    def _claims(self, state: DestinationHandoff) -> Claims:
+        """What a grant to write into this hand-off is for."""
+        return Claims(
+            handoff=state.handoff,
+            epoch=state.epoch,
+            tenant=state.tenant,
+            owner=self.worker,
+            owner_incarnation=self.incarnation,
+            holder=state.producer,
+            holder_incarnation=state.producer_incarnation,
+            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
+        )
 
-    def finished(self) -> list[Row]:
-        """The last ended hand-offs, latest first, with their timelines."""
-        now = self._clock.now()
-        block_bytes = self._ledger.block_bytes
-        return [
-            with_timeline(destination_row(record, now, self.worker, block_bytes), record)
-            for record in self._records.logged()
-        ]
+    def _granted(
+        self, grant: GrantId, epoch: Epoch, writer: WorkerId, life: Incarnation | None = None
+    ) -> Record[DestinationHandoff]:
+        return self._known(self._grants.handoff(grant, epoch, writer, life))
+
+    def _forget(self, state: DestinationHandoff) -> None:
+        if state.mode is not TriggerMode.PULL:
+            for part in state.parts:
+                if part.grant is not None:
+                    self._grants.forget(part.grant)
+
+
+def _part_of(state: DestinationHandoff, grant: GrantId) -> int:
+    """Which part a grant of this hand-off is of. Its genuineness has been checked."""
+    return next((index for index, part in enumerate(state.parts) if part.grant == grant), 0)

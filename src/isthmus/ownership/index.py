@@ -1,23 +1,21 @@
 """What outlives the process: the index of payloads in files, in SQLite, with a bound and an order of eviction.
 
-    folder/index.sqlite       rows: what each file is, how often it was used, where its payload begins
+    folder/index.sqlite       what each file is, how often it was used, where its payload begins (`index_rows`)
     folder/<hash>.kv          payloads (`index_file`)
     folder/lock               held while the index is open: one process at a time
 
 The files are the truth, and the rows are what is remembered of them. A row without a whole file is dropped when the
-index is opened, and again before each use; a whole file without a row gets one. So SQLite may lose its last commits
-(WAL, synchronous=NORMAL: after a power cut it is intact but may be a little old), and even the whole database may be
-lost, and nothing wrong is served: a row that comes back after its file was removed finds no file.
+index is opened, and again before each use; a whole file without a row gets one. So the database may lose its last
+commits, or all of it, and nothing wrong is served: a row that comes back after its file was removed finds no file.
 
 Every lookup reads the whole file and holds its checksum and its key against what was asked (fail closed). Decides
-nothing of what is worth keeping (`retention`) and of where it lies (`residency`). Blocking: call it from a thread.
+nothing of what is worth keeping (`retention`) and of where it lies (`residency`). Blocking, and of one thread.
 """
 
 import contextlib
 import fcntl
 import math
 import os
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import BadInput, ConfigInvalid
+from isthmus.core.errors import BadInput, ConfigInvalid, Lost
 from isthmus.core.limits import INDEX_ENTRIES_MAX, INDEX_PAYLOAD_BYTES_MAX
 from isthmus.ownership.index_file import (
     FileHeader,
@@ -36,20 +34,10 @@ from isthmus.ownership.index_file import (
     read_file,
     write_file,
 )
+from isthmus.ownership.index_rows import Rows
 from isthmus.ownership.retention import Entry, EvictionOrder, Retention
 
-__all__ = ["SCHEMA_VERSION", "DurableIndex", "IndexCounts"]
-
-SCHEMA_VERSION = 1
-_DATABASE = "index.sqlite"
-_TABLE = """
-CREATE TABLE IF NOT EXISTS entries (
-    name TEXT PRIMARY KEY, prefix BLOB NOT NULL, tenant BLOB NOT NULL, identity BLOB NOT NULL,
-    representation BLOB NOT NULL, payload_bytes INTEGER NOT NULL, payload_offset INTEGER NOT NULL,
-    logical_digest BLOB NOT NULL, checksum BLOB NOT NULL, created INTEGER NOT NULL,
-    hits INTEGER NOT NULL, used INTEGER NOT NULL
-) WITHOUT ROWID, STRICT
-"""
+__all__ = ["DurableIndex", "IndexCounts"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +68,7 @@ class DurableIndex:
         self._bytes_max = bytes_max
         self._entries_max = entries_max
         self._clock = clock
-        self._order = EvictionOrder(retention, entries_max=entries_max)
+        self._order = EvictionOrder(retention, entries_max=INDEX_ENTRIES_MAX)
         self._entries: dict[str, Entry] = {}
         self._bytes = 0
 
@@ -100,15 +88,14 @@ class DurableIndex:
         except OSError:
             os.close(self._lock)
             raise ConfigInvalid(f"folder: {self._folder} is in use by another process", field="folder") from None
-        self._database = self._connect()
+        self._rows = Rows(self._folder)
         self._recover()
-        self._make_room(0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._database.close()
+        self._rows.close()
         os.close(self._lock)
 
     def __len__(self) -> int:
@@ -124,7 +111,7 @@ class DurableIndex:
 
         Raises:
             BadInput: the payload is empty or larger than any may be.
-            OSError: the disk refuses.
+            Lost: the disk refuses; nothing is kept.
         """
         if not 1 <= len(payload) <= INDEX_PAYLOAD_BYTES_MAX:
             raise BadInput(f"payload: {len(payload)} bytes, wanted 1 to {INDEX_PAYLOAD_BYTES_MAX}", field="payload")
@@ -137,7 +124,11 @@ class DurableIndex:
         header = FileHeader(
             key=key, payload_bytes=len(payload), logical_digest=logical_digest, recompute_ms=recompute_ms
         )
-        self._record(name, write_file(self._folder, header, payload))
+        try:
+            stored = write_file(self._folder, header, payload)
+        except OSError as error:
+            raise Lost(f"folder: {self._folder}: {error.strerror}", field="folder") from None
+        self._record(name, stored)
         return True
 
     def get(self, key: FileKey) -> Stored | None:
@@ -155,10 +146,7 @@ class DurableIndex:
             return None
         self.counts.hits += 1
         self._remember(self._entries[name].used(self._clock.now()), name)
-        with self._database:
-            self._database.execute(
-                "UPDATE entries SET hits = hits + 1, used = (SELECT max(used) + 1 FROM entries) WHERE name = ?", (name,)
-            )
+        self._rows.hit(name)
         return stored
 
     # inside
@@ -171,30 +159,14 @@ class DurableIndex:
         return stored
 
     def _record(self, name: str, stored: Stored) -> None:
-        header, key = stored.header, stored.header.key
+        header = stored.header
         made = Entry.made(
             name.encode(),
             size_bytes=header.payload_bytes,
             recompute_ms=header.recompute_ms,
             now=self._clock.now(),
         )
-        with self._database:
-            self._database.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,0,"
-                "(SELECT ifnull(max(used), 0) + 1 FROM entries))",
-                (
-                    name,
-                    key.prefix,
-                    key.tenant,
-                    key.identity,
-                    key.representation,
-                    header.payload_bytes,
-                    stored.payload_offset,
-                    header.logical_digest.to_bytes(8, "little"),
-                    stored.checksum,
-                    self._clock.unix_seconds(),
-                ),
-            )
+        self._rows.insert(stored, created=self._clock.unix_seconds())
         self._remember(made, name)
 
     def _remember(self, entry: Entry, name: str) -> None:
@@ -219,46 +191,25 @@ class DurableIndex:
         if entry is not None:
             self._bytes -= entry.size_bytes
             self._order.remove(entry.key)
-        with self._database:
-            self._database.execute("DELETE FROM entries WHERE name = ?", (name,))
+        self._rows.delete(name)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / name).unlink()
 
-    def _connect(self) -> sqlite3.Connection:
-        """The database; one that is damaged, or of another schema, is thrown away: the files say all that matters."""
-        for attempt in (1, 2):
-            database = sqlite3.connect(self._folder / _DATABASE)
-            try:
-                database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = NORMAL")
-                (version,) = database.execute("PRAGMA user_version").fetchone()
-                (intact,) = database.execute("PRAGMA integrity_check(1)").fetchone()
-                if intact == "ok" and version in (0, SCHEMA_VERSION):
-                    database.execute(_TABLE)
-                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                    return database
-            except sqlite3.DatabaseError:
-                if attempt == 2:
-                    database.close()
-                    raise
-            database.close()
-            for suffix in ("", "-wal", "-shm"):
-                (self._folder / (_DATABASE + suffix)).unlink(missing_ok=True)
-        raise ConfigInvalid(f"folder: {self._folder}: no database can be made there", field="folder")
-
     def _recover(self) -> None:
         """Hold rows against files, oldest use first, and files against rows."""
-        for name, hits in self._database.execute("SELECT name, hits FROM entries ORDER BY used").fetchall():
+        for name, hits in self._rows.all():
             try:
-                stored = self._checked(str(name), None)
+                stored = self._checked(name, None)
             except Torn:
                 self.counts.dropped += 1
-                self._drop(str(name))
+                self._drop(name)
                 continue
-            self._remember(self._seen_before(stored, int(hits)), str(name))
+            self._remember(self._seen_before(stored, hits), name)
+            self._make_room(0)
         for path in self._strangers():
             try:
                 self._record(path.name, self._checked(path.name, None))
+                self._make_room(0)
                 self.counts.adopted += 1
             except Torn:
                 self.counts.dropped += 1

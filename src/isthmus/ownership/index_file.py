@@ -18,6 +18,7 @@ import msgspec
 import xxhash
 from msgspec import Meta
 
+from isthmus.core.errors import Lost
 from isthmus.core.limits import INDEX_PAYLOAD_BYTES_MAX
 from isthmus.state.structs import WireStruct
 
@@ -63,8 +64,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     checksum: bytes
 
 
-class Torn(Exception):
-    """A file is not what it must be; it is to be dropped, and nothing else follows from it."""
+class Torn(Lost):
+    """A file is not what it must be: it is to be dropped, and what it held made again."""
 
 
 _encoder = msgspec.msgpack.Encoder()

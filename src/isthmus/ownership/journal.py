@@ -10,7 +10,6 @@ prompts, token ids or usable grants (a digest stands for each). A full disk ends
 loss is counted in the file itself, in bytes that it has already, and `trace.py` then speaks of an incomplete history.
 """
 
-import enum
 import errno
 import hashlib
 import os
@@ -35,6 +34,7 @@ from isthmus.ownership.protocol.events import (
     SourceEvent,
     Submit,
 )
+from isthmus.ownership.side import Side
 
 __all__ = ["End", "Entry", "Header", "Journal", "JournalWriter", "Side", "clock_identity", "journal_path"]
 
@@ -46,13 +46,6 @@ FRAME = struct.Struct(">II")
 FRAMES_START = len(MAGIC) + LOST.size
 VERSION = 1
 LOST_WRITTEN_EVERY = 1024
-
-
-class Side(enum.StrEnum):
-    """Which side of its hand-offs an owner is on."""
-
-    PRODUCER = "producer"
-    CONSUMER = "consumer"
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ method awaits between a decision and its effects, so that each event is atomic.
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from isthmus.core.clock import Clock, Instant
@@ -26,8 +26,11 @@ from isthmus.ownership.accounts import Count
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
 from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.prefix_cache import PrefixCache
+from isthmus.ownership.protocol import events
 from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence
 from isthmus.ownership.protocol.effects import (
+    BeginUse,
     CloseGrant,
     Effect,
     EndUse,
@@ -44,6 +47,7 @@ from isthmus.ownership.protocol.effects import (
 from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
 from isthmus.ownership.records import Moment, Record, Records, Remembered
+from isthmus.ownership.rows import Row, with_timeline
 
 __all__ = ["Owner", "Stop", "execute", "nothing_to_stop"]
 
@@ -76,6 +80,7 @@ class Owner(Generic[StateT, EventT]):
         live_max: int,
         tombstones_max: int,
         journal: Journal | None,
+        prefixes: PrefixCache | None,
     ) -> None:
         self.worker = worker
         self.incarnation = incarnation
@@ -85,6 +90,7 @@ class Owner(Generic[StateT, EventT]):
         self._stops = stops
         self._ledger = ledger
         self._capacity = capacity
+        self._prefixes = prefixes
         self._clock = clock
         self._live_max = live_max
         self._records: Records[StateT] = Records(tombstones_max)
@@ -113,6 +119,54 @@ class Owner(Generic[StateT, EventT]):
             raise GrantUnknown(f"hand-off {handoff} is not known to {self.worker}", field="handoff")
         return record
 
+    # the world's
+
+    def peer_lost(
+        self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence = Evidence.FENCED_AND_CLOSED
+    ) -> list[HandoffId]:
+        """An incarnation is gone. Only proof counts; what it frees is the drain table's to say.
+
+        Returns the hand-offs of which something of ours has been asked to stop; each wants `drained` once it has.
+        """
+        if evidence in DEATH_PROVEN:
+            self._note_lost(worker, incarnation)
+        return self._apply_to_all(events.PeerLost(worker=worker, incarnation=incarnation, evidence=evidence))
+
+    def peer_reincarnated(self, worker: WorkerId, incarnation: Incarnation) -> list[HandoffId]:
+        """The registry knows a new life of this worker: what was begun with another fails. Returns as `peer_lost`."""
+        return self._apply_to_all(events.PeerReincarnated(worker=worker, incarnation=incarnation))
+
+    def fence(self) -> list[HandoffId]:
+        """Our own incarnation has been fenced: grant, confirm and install nothing more. Returns as `peer_lost`."""
+        self._fenced = True
+        return self._apply_to_all(events.Fence())
+
+    def reap(self) -> int:
+        """End every lease that has run out; returns how many. Looks at all hand-offs, whatever their order."""
+        now = self._clock.now()
+        overdue = [record for record in self._records.live() if self._lease_over(record.state, now)]
+        for record in overdue:
+            self._apply(record, events.Expire(now=now))
+        return len(overdue)
+
+    # what people ask
+
+    def snapshot(self) -> list[Row]:
+        """Who owns what now, one JSON-able row for each hand-off."""
+        now = self._clock.now()
+        return [self._row(record, now) for record in self._records.live()]
+
+    def finished(self) -> list[Row]:
+        """The last ended hand-offs, latest first, with their timelines."""
+        now = self._clock.now()
+        return [with_timeline(self._row(record, now), record) for record in self._records.logged()]
+
+    def _lease_over(self, state: StateT, now: Instant) -> bool:
+        raise NotImplementedError
+
+    def _row(self, record: Record[StateT], now: Instant) -> Row:
+        raise NotImplementedError
+
     # reservation
 
     def _refuse_unwelcome(self, handoff: HandoffId, peer: WorkerId, incarnation: Incarnation) -> None:
@@ -128,6 +182,13 @@ class Owner(Generic[StateT, EventT]):
             raise CapacityExceeded(
                 f"{self.worker} has {self._live_max} hand-offs already", field="handoff", retry_after=RETRY_AFTER
             )
+
+    def _pin(self, handoff: HandoffId, prefix: Sequence[bytes]) -> None:
+        """Retained blocks that the hand-off counts on stay while it lives. Raises PrefixGone."""
+        if prefix:
+            if self._prefixes is None:
+                raise Bug(f"hand-off {handoff} counts on a prefix where none is retained", field="prefix")
+            self._prefixes.pin(handoff, prefix)
 
     def _begin(self, handoff: HandoffId, event: EventT, stepped: tuple[StateT | None, tuple[Effect, ...]]) -> StateT:
         state, effects = stepped
@@ -166,6 +227,8 @@ class Owner(Generic[StateT, EventT]):
                 record.asked_to_stop = True
                 self._stops[type(effect)](state.handoff)
             else:
+                if isinstance(effect, FreeBlocks) and self._prefixes is not None:
+                    self._prefixes.ending(state.handoff, effect.blocks, effect.epoch)
                 execute(self._ledger, effect)
         if refusal is not None:
             raise _error(refusal, record.state)
@@ -188,9 +251,8 @@ class Owner(Generic[StateT, EventT]):
                 stopping.append(state.handoff)
         return stopping
 
-    def _note_lost(self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence) -> None:
-        if evidence in DEATH_PROVEN:
-            self._lost.add((worker, incarnation))
+    def _note_lost(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        self._lost.add((worker, incarnation))
 
 
 def execute(ledger: Ledger, effect: Effect) -> None:
@@ -200,6 +262,8 @@ def execute(ledger: Ledger, effect: Effect) -> None:
             ledger.fill(effect.blocks, effect.epoch)
         case MarkResident():
             ledger.settle(effect.blocks, effect.epoch, in_use=effect.in_use)
+        case BeginUse():
+            ledger.hold(effect.blocks, effect.epoch, Count.ACTIVE)
         case EndUse():
             ledger.unhold(effect.blocks, effect.epoch, Count.ACTIVE)
         case OpenGrant():

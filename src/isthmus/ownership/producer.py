@@ -8,43 +8,42 @@ Owns the grants, which are capabilities (`capability.py`). Refuses to know what 
 transport asks `check_read`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from msgspec.structs import replace
-
-from isthmus.core.clock import Clock
-from isthmus.core.errors import Bug, GrantUnknown, IsthmusError, NotAuthorised, StaleEpoch
+from isthmus.core.clock import Clock, Instant
+from isthmus.core.errors import CapacityExceeded, IsthmusError, NotAuthorised, StaleEpoch
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
-from isthmus.core.limits import GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
+from isthmus.core.limits import GRANTS_PER_PEER_MAX, GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
-from isthmus.ownership.capability import Claims, check, digest_of_blocks, draw_secret, mint
-from isthmus.ownership.capacity import Capacity
+from isthmus.ownership.capability import Claims, digest_of_blocks
+from isthmus.ownership.capacity import RETRY_AFTER, Capacity
+from isthmus.ownership.grants import Grants
 from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.leases import left
 from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
-from isthmus.ownership.protocol.effects import StopCompute
+from isthmus.ownership.protocol.effects import StopCompute, StopSend
 from isthmus.ownership.protocol.events import (
     Abandon,
     Abort,
     Complete,
     Confirm,
     Drained,
-    Expire,
-    Fence,
-    PeerLost,
     Publish,
     ReadSeen,
+    Register,
     Renew,
     ReserveSource,
+    Sent,
     SourceEvent,
 )
 from isthmus.ownership.protocol.source import step
 from isthmus.ownership.protocol.source_ends import lease_over
-from isthmus.ownership.protocol.states import LogicalOutcome, SourceHandoff
+from isthmus.ownership.protocol.states import LogicalOutcome, SourceHandoff, TriggerMode
 from isthmus.ownership.records import Record, Remembered
-from isthmus.ownership.rows import Row, source_row, with_timeline
+from isthmus.ownership.rows import Row, source_row
 
 __all__ = ["SourceOwner"]
 
@@ -67,15 +66,18 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         lease: Duration,
         transport: TransportKind,
         stop_compute: Stop = nothing_to_stop,
+        stop_send: Stop = nothing_to_stop,
         sole_tenant: TenantId | None = None,
         live_max: int = GRANTS_PER_WORKER_MAX,
+        of_peer_max: int = GRANTS_PER_PEER_MAX,
         tombstones_max: int = TOMBSTONES_MAX,
         journal: Journal | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         super().__init__(
             side=Side.PRODUCER,
             step=step,
-            stops={StopCompute: stop_compute},
+            stops={StopCompute: stop_compute, StopSend: stop_send},
             ledger=ledger,
             capacity=capacity,
             clock=clock,
@@ -84,12 +86,13 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             live_max=live_max,
             tombstones_max=tombstones_max,
             journal=journal,
+            prefixes=prefixes,
         )
         self.lease = lease
         self._transport = transport
         self._sole_tenant = sole_tenant
-        self._secret = draw_secret(clock)
-        self._by_grant: dict[GrantId, Claims] = {}
+        self._of_peer_max = of_peer_max
+        self._grants = Grants(clock, self._claims_of)
         self._abandoned: Remembered[tuple[HandoffId, WorkerId, Incarnation]] = Remembered(tombstones_max)
 
     # our own code's
@@ -104,20 +107,27 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         blocks: int,
         deadline: Duration,
         transport: TransportKind | None = None,
+        mode: TriggerMode = TriggerMode.PULL,
+        prefix: Sequence[bytes] = (),
     ) -> SourceHandoff:
-        """Blocks for the engine to fill and `holder` to read; waits for room for `deadline` at most."""
+        """Blocks for the engine to fill, and `holder` to read or us to write from; waits for room, up to `deadline`.
+
+        Before them lie the retained blocks named by `prefix`, which `holder` may read too. Raises PrefixGone if they do
+        not any more.
+        """
         if self._sole_tenant is not None and tenant != self._sole_tenant:
             raise NotAuthorised(f"this pool serves one tenant, not {tenant!r}", field="tenant")
         self._refuse(handoff, holder, holder_incarnation)
         self._reserving.add(handoff)
         try:
             assignment = await self._capacity.acquire(
-                handoff, tenant=tenant, blocks=blocks, staging_bytes=0, deadline=deadline
+                handoff, tenant=tenant, blocks=blocks, staging_bytes=0, deadline=deadline, side=Side.PRODUCER
             )
         finally:
             self._reserving.discard(handoff)
         try:
             self._refuse(handoff, holder, holder_incarnation)  # the world went on while we waited
+            self._pin(handoff, prefix)
         except IsthmusError:
             self._capacity.give_back(assignment, staging_bytes=0)
             raise
@@ -130,6 +140,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             sole_tenant=self._sole_tenant is not None,
             blocks=assignment.blocks,
             epoch=assignment.epoch,
+            mode=mode,
         )
         return self._begin(handoff, event, step(None, event))
 
@@ -138,13 +149,23 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         return self._apply(self._known(handoff), Complete())
 
     def publish(self, handoff: HandoffId) -> SourceHandoff:
-        """Open the grant; the state returned carries `grant` and `epoch`. Raises `TransferFailed` if given up."""
+        """Open the grant, or (push, send) begin to write into what is registered.
+
+        The state returned carries `grant` and `epoch`, which the holder confirms under.
+
+        Raises:
+            TransferFailed: given up meanwhile.
+        """
         record = self._known(handoff)
         claims = self._claims(record.state)
-        grant = mint(self._secret, self._clock.token(), claims)
+        grant = self._grants.mint(claims)
         state = self._apply(record, Publish(now=self._clock.now(), grant=grant, lease=self.lease))
-        self._by_grant[grant] = claims
+        self._grants.open(grant, claims)
         return state
+
+    def sent(self, handoff: HandoffId, *, ok: bool) -> SourceHandoff:
+        """Push and send: our own transfer has ended, with all bytes written or not, and reads the blocks no more."""
+        return self._apply(self._known(handoff), Sent(ok=ok))
 
     def abort(
         self, handoff: HandoffId, reason: str = "given up", *, outcome: LogicalOutcome = LogicalOutcome.FAILED
@@ -164,8 +185,16 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         state = self._apply(record, ReadSeen(now=self._clock.now(), grant=grant, epoch=epoch, reader=reader))
         for block in blocks:
             # Asked of the ledger, block by block: a grant is worth what its blocks are still assigned to (I1, I7).
-            if not self._ledger.assigned_to(BlockId(block), state.epoch):
+            if not self._ledger.assigned_to(BlockId(block), state.epoch) and not self._lends(state, BlockId(block)):
                 raise NotAuthorised(f"block {block} is not under this grant", field="blocks")
+
+    def register(
+        self, handoff: HandoffId, *, grant: GrantId, epoch: Epoch, holder: WorkerId, holder_incarnation: Incarnation
+    ) -> SourceHandoff:
+        """Push and send: the holder has memory ready, to be written under its own `grant`. In any order, once."""
+        life = holder_incarnation
+        event = Register(grant=grant, epoch=epoch, holder=holder, holder_incarnation=life)
+        return self._apply(self._known(handoff), event)
 
     def confirm(self, grant: GrantId, epoch: Epoch, holder: WorkerId, holder_incarnation: Incarnation) -> Epoch:
         """Yes: returns the epoch, and the blocks are freed on the reader's acknowledgement. No: raises. Idempotent."""
@@ -194,31 +223,6 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             return None
         return self._apply(record, Abandon(holder=holder, holder_incarnation=holder_incarnation))
 
-    # the world's
-
-    def peer_lost(
-        self, worker: WorkerId, incarnation: Incarnation, evidence: Evidence = Evidence.FENCED_AND_CLOSED
-    ) -> list[HandoffId]:
-        """An incarnation is gone. Only proof counts; what it frees is the drain table's to say.
-
-        Returns the hand-offs whose engine has been asked to stop; each wants `drained` once it has.
-        """
-        self._note_lost(worker, incarnation, evidence)
-        return self._apply_to_all(PeerLost(worker=worker, incarnation=incarnation, evidence=evidence))
-
-    def fence(self) -> list[HandoffId]:
-        """Our own incarnation has been fenced: grant and confirm nothing more. Returns as `peer_lost`."""
-        self._fenced = True
-        return self._apply_to_all(Fence())
-
-    def reap(self) -> int:
-        """End every lease that has run out; returns how many. Looks at all hand-offs, whatever their order."""
-        now = self._clock.now()
-        overdue = [record for record in self._records.live() if lease_over(record.state, now)]
-        for record in overdue:
-            self._apply(record, Expire(now=now))
-        return len(overdue)
-
     # questions
 
     def lease_left(self, handoff: HandoffId) -> Duration:
@@ -226,27 +230,32 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         lease_ends = self._known(handoff).state.lease_ends
         return Duration(0) if lease_ends is None else left(lease_ends, self._clock.now())
 
-    def snapshot(self) -> list[Row]:
-        """Who owns what now, one JSON-able row for each hand-off."""
-        now = self._clock.now()
-        block_bytes = self._ledger.block_bytes
-        return [source_row(record, now, self.worker, block_bytes) for record in self._records.live()]
-
-    def finished(self) -> list[Row]:
-        """The last ended hand-offs, latest first, with their timelines."""
-        now = self._clock.now()
-        block_bytes = self._ledger.block_bytes
-        return [
-            with_timeline(source_row(record, now, self.worker, block_bytes), record)
-            for record in self._records.logged()
-        ]
-
     # inside
+
+    def _lends(self, state: SourceHandoff, block: BlockId) -> bool:
+        """Whether the block is of a prefix that lies before the hand-off's own, and stays while the grant does."""
+        return self._prefixes is not None and self._prefixes.lends(state.handoff, block)
+
+    def _lease_over(self, state: SourceHandoff, now: Instant) -> bool:
+        return lease_over(state, now)
+
+    def _row(self, record: Record[SourceHandoff], now: Instant) -> Row:
+        return source_row(record, now, self.worker, self._ledger.block_bytes)
 
     def _refuse(self, handoff: HandoffId, holder: WorkerId, holder_incarnation: Incarnation) -> None:
         self._refuse_unwelcome(handoff, holder, holder_incarnation)
+        # Counted only once there are so many in all: one peer must not take the places of all the others.
+        crowded = len(self._records) >= self._of_peer_max
+        if crowded and sum(record.state.holder == holder for record in self._records.live()) >= self._of_peer_max:
+            raise CapacityExceeded(
+                f"{holder} has {self._of_peer_max} hand-offs here already", field="holder", retry_after=RETRY_AFTER
+            )
         if (handoff, holder, holder_incarnation) in self._abandoned:
             raise StaleEpoch(f"hand-off {handoff} was abandoned before it began", field="handoff")
+
+    def _claims_of(self, handoff: HandoffId) -> Claims | None:
+        record = self._records.find(handoff)
+        return None if record is None else self._claims(record.state)
 
     def _claims(self, state: SourceHandoff) -> Claims:
         """What a grant on this hand-off is for."""
@@ -258,33 +267,14 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             owner_incarnation=self.incarnation,
             holder=state.holder,
             holder_incarnation=state.holder_incarnation,
-            blocks=digest_of_blocks(state.blocks),
+            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
         )
 
     def _granted(
         self, grant: GrantId, epoch: Epoch, holder: WorkerId, life: Incarnation | None = None
     ) -> Record[SourceHandoff]:
-        """The hand-off of a grant that is genuine for what the peer says, and for what our record says.
-
-        `step` judges the same once more, by the record. A reader of bytes says its name only (`life` is None).
-        """
-        # A lookup by hash tells a guesser nothing of how close the guess was; both checks compare in constant time.
-        minted = self._by_grant.get(grant)
-        if minted is None:
-            raise GrantUnknown("no such grant", field="grant")
-        record = self._known(minted.handoff)
-        ours = self._claims(record.state)
-        if record.state.ended:
-            ours = replace(ours, blocks=minted.blocks)  # a tombstone has no blocks left to be read
-        if not check(self._secret, grant, ours):
-            raise Bug(f"hand-off {minted.handoff}: its grant was not minted for it as it is now", field="grant")  # I1
-        presented = replace(ours, epoch=epoch, holder=holder, holder_incarnation=life or ours.holder_incarnation)
-        if not check(self._secret, grant, presented):
-            if (holder, presented.holder_incarnation) == (ours.holder, ours.holder_incarnation):
-                raise StaleEpoch(f"epoch: {epoch}, the grant is of another", field="epoch")
-            raise NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")
-        return record
+        return self._known(self._grants.handoff(grant, epoch, holder, life))
 
     def _forget(self, state: SourceHandoff) -> None:
         if state.grant is not None:
-            del self._by_grant[state.grant]
+            self._grants.forget(state.grant)

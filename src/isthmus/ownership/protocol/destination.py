@@ -1,27 +1,30 @@
 """The consumer's side of a hand-off as a pure, total function: `step(state, event) -> (state, effects)`.
 
-Owns the rules of I1 (the reader's half), I7 and I9: INSTALLED is reached in one place, from verified bytes and the
-owner's confirmation of the very epoch that was read. Refuses to know the ledger, the clock and the network.
+Owns the rules of I1 (the reader's half), I7 and I9: INSTALLED is reached from verified bytes of every part, and under
+pull only with the owners' confirmation of the very epochs that were read. `destination_push` has what is special where
+the producer writes, `destination_ends` every way to freed or quarantined blocks. Refuses to know the ledger, the clock
+and the network.
 """
 
 from msgspec.structs import replace
 
 from isthmus.core.errors import Bug
-from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence, drains_destination
-from isthmus.ownership.protocol.effects import (
-    Effect,
-    EndUse,
-    FreeBlocks,
-    MarkFilling,
-    MarkResident,
-    QuarantineBlocks,
-    Refusal,
-    ReleaseStaging,
-    RememberTombstone,
-    ReplyRefused,
-    StopDecode,
-    StopRead,
+from isthmus.ownership.protocol import destination_push
+from isthmus.ownership.protocol.destination_ends import (
+    doubt,
+    drained,
+    finish,
+    give_up,
+    impossible,
+    install,
+    peer_lost,
+    peer_reincarnated,
+    release,
+    settle,
+    too_late,
 )
+from isthmus.ownership.protocol.drain import Evidence
+from isthmus.ownership.protocol.effects import Effect, MarkFilling, Refusal, ReplyRefused
 from isthmus.ownership.protocol.events import (
     Abort,
     Arrived,
@@ -31,15 +34,30 @@ from isthmus.ownership.protocol.events import (
     DestinationEvent,
     Doubt,
     Drained,
+    Expire,
+    Expose,
     Fence,
     Finish,
+    Install,
     PeerLost,
+    PeerReincarnated,
     ReserveDestination,
     Submit,
     VerifyBad,
     VerifyOk,
+    WriteSeen,
+    Written,
 )
-from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, LogicalOutcome, PhysicalAccess
+from isthmus.ownership.protocol.parts import own_active, phase_of, with_part
+from isthmus.ownership.protocol.states import (
+    DestinationHandoff,
+    DestinationPhase,
+    LogicalOutcome,
+    Part,
+    PartStage,
+    PhysicalAccess,
+    TriggerMode,
+)
 
 __all__ = ["step"]
 
@@ -47,12 +65,23 @@ Stepped = tuple[DestinationHandoff, tuple[Effect, ...]]
 _Progress = Arrived | ConvertDone | VerifyOk | VerifyBad
 
 _READING = (DestinationPhase.RECEIVING, DestinationPhase.CONVERTING, DestinationPhase.VERIFYING)
+_NEXT = {
+    Arrived: (PartStage.RECEIVING, PartStage.CONVERTING),
+    ConvertDone: (PartStage.CONVERTING, PartStage.VERIFYING),
+    VerifyOk: (PartStage.VERIFYING, PartStage.VERIFIED),
+}
 
 
 def step(state: DestinationHandoff | None, event: DestinationEvent) -> Stepped:
     """What `event` makes of `state`, and what is to be done about it."""
     if state is None:
         return _reserve(event)
+    if state.mode is TriggerMode.PULL:
+        return _step(state, event)
+    return destination_push.closing(state, _step(state, event))
+
+
+def _step(state: DestinationHandoff, event: DestinationEvent) -> Stepped:
     match event:
         case Arrived() | ConvertDone() | VerifyOk() | VerifyBad():
             return _progress(state, event)
@@ -63,17 +92,21 @@ def step(state: DestinationHandoff | None, event: DestinationEvent) -> Stepped:
         case ConfirmRefused():
             return _confirm_refused(state)
         case Finish():
-            return _finish(state)
+            return finish(state)
         case Drained():
-            return _drained(state, event.evidence)
+            return drained(state, event.evidence)
         case Abort():
-            return _give_up(state, event.outcome)
+            return give_up(state, event.outcome)
         case Fence():
-            return _give_up(state, LogicalOutcome.FAILED)
+            return give_up(state, LogicalOutcome.FAILED)
         case PeerLost():
-            return _peer_lost(state, event)
+            return peer_lost(state, event)
+        case PeerReincarnated():
+            return peer_reincarnated(state, event)
         case Doubt():
-            return _doubt(state)
+            return doubt(state)
+        case Expose() | WriteSeen() | Written() | Install() | Expire():
+            return destination_push.step(state, event)
         case ReserveDestination():
             raise Bug(f"hand-off {state.handoff} reserved twice", field="handoff")
 
@@ -91,6 +124,8 @@ def _reserve(event: DestinationEvent) -> Stepped:
         num_blocks=len(event.blocks),
         staging_bytes=event.staging_bytes,
         epoch=event.epoch,
+        mode=event.mode,
+        parts=(Part(),) * event.num_parts,
     )
     return state, ()
 
@@ -99,147 +134,75 @@ def _reserve(event: DestinationEvent) -> Stepped:
 
 
 def _submit(state: DestinationHandoff, event: Submit) -> Stepped:
-    if _too_late(state):
+    if too_late(state):
         return state, (ReplyRefused(reason=Refusal.ENDED),)
-    if state.phase is not DestinationPhase.RESERVED:
-        raise _impossible(state, "submit")
+    first = state.phase is DestinationPhase.RESERVED
+    if state.mode is not TriggerMode.PULL or not (first or state.phase in _READING):
+        raise impossible(state, "submit")
+    if state.parts[event.part].stage is not PartStage.WAITING:
+        raise impossible(state, "submit")
     if event.tenant != state.tenant:  # I7: what is never read can never be installed
         return state, (ReplyRefused(reason=Refusal.NOT_AUTHORISED),)
     receiving = replace(
         state,
         phase=DestinationPhase.RECEIVING,
         access=PhysicalAccess.POSSIBLY_EXPOSED,
-        grant=event.grant,
-        grant_epoch=event.epoch,
+        parts=with_part(state, event.part, PartStage.RECEIVING, grant=event.grant, epoch=event.epoch),
     )
-    return receiving, (MarkFilling(blocks=state.blocks, epoch=state.epoch),)
+    return receiving, (MarkFilling(blocks=state.blocks, epoch=state.epoch),) if first else ()
 
 
 def _progress(state: DestinationHandoff, event: _Progress) -> Stepped:
-    """One stage of reading has ended: the next begins, unless the hand-off was given up meanwhile."""
-    if state.phase is DestinationPhase.ABORTING:
+    """One stage of a part has ended: its next begins, unless the hand-off was given up meanwhile."""
+    stage = state.parts[event.part].stage
+    if state.phase in (DestinationPhase.ABORTING, DestinationPhase.IN_DOUBT) and own_active(state, stage):
         # The stage that we asked to stop has ended by itself, and no other begins.
-        released, effects = _drained(state, Evidence.OWN_TRANSFER_ENDED)
-        return released, (*effects, ReplyRefused(reason=Refusal.ENDED))
-    if _too_late(state):
+        ended = replace(state, parts=with_part(state, event.part, PartStage.ENDED))
+        settled, effects = settle(ended, Evidence.OWN_TRANSFER_ENDED)
+        return settled, (*effects, ReplyRefused(reason=Refusal.ENDED))
+    if too_late(state):
         return state, (ReplyRefused(reason=Refusal.ENDED),)
-    match state.phase, event:
-        case DestinationPhase.RECEIVING, Arrived():
-            return replace(state, phase=DestinationPhase.CONVERTING), ()
-        case DestinationPhase.CONVERTING, ConvertDone():
-            return replace(state, phase=DestinationPhase.VERIFYING), ()
-        case DestinationPhase.VERIFYING, VerifyOk() if not state.verified:
-            return replace(state, verified=True, access=PhysicalAccess.DRAINED), ()
-        case DestinationPhase.VERIFYING, VerifyBad() if not state.verified:
-            # I1: a doubt about bytes ends the hand-off, always.
-            return _release(state, LogicalOutcome.FAILED, Evidence.OWN_TRANSFER_ENDED)
-        case _:
-            raise _impossible(state, type(event).__name__)
+    if state.phase not in _READING:
+        raise impossible(state, type(event).__name__)
+    if isinstance(event, VerifyBad):
+        if stage is not PartStage.VERIFYING:
+            raise impossible(state, "VerifyBad")
+        # I1: a doubt about bytes ends the hand-off, always.
+        bad = replace(state, parts=with_part(state, event.part, PartStage.ENDED))
+        return give_up(bad, LogicalOutcome.FAILED)
+    before, after = _NEXT[type(event)]
+    if stage is not before or (isinstance(event, Arrived) and state.mode is not TriggerMode.PULL):
+        raise impossible(state, type(event).__name__)
+    parts = with_part(state, event.part, after)
+    phase = phase_of(parts)
+    moved = replace(state, parts=parts, phase=phase)
+    return replace(moved, access=PhysicalAccess.DRAINED) if moved.prepared else moved, ()
 
 
 def _confirmed(state: DestinationHandoff, event: Confirmed) -> Stepped:
-    if state.phase is DestinationPhase.INSTALLED and event.epoch == state.grant_epoch:
-        return state, ()  # a repeated answer
-    if state.phase is not DestinationPhase.VERIFYING:
-        if state.phase in (*_READING, DestinationPhase.RESERVED):
-            raise _impossible(state, "confirmed")
+    part = state.parts[event.part]
+    repeated = event.epoch == part.epoch and part.stage is PartStage.CONFIRMED
+    if repeated and state.phase in (DestinationPhase.VERIFYING, DestinationPhase.INSTALLED):
+        return state, ()
+    if state.phase is not DestinationPhase.VERIFYING or state.mode is not TriggerMode.PULL:
+        if state.phase in (*_READING, DestinationPhase.RESERVED, DestinationPhase.EXPOSED):
+            raise impossible(state, "confirmed")
         return state, (ReplyRefused(reason=Refusal.ENDED),)
-    if not state.verified:
-        raise Bug(f"hand-off {state.handoff}: to be installed before its bytes were verified", field="verified")  # I9
-    if event.epoch != state.grant_epoch:
+    if not state.prepared:
+        raise Bug(f"hand-off {state.handoff}: to be installed before its bytes were verified", field="parts")  # I9
+    if event.epoch != part.epoch:
         # I1: the owner speaks of another epoch than the one that was read.
-        released, effects = _release(state, LogicalOutcome.FAILED, Evidence.OWN_TRANSFER_ENDED)
+        released, effects = release(state, LogicalOutcome.FAILED, Evidence.OWN_TRANSFER_ENDED)
         return released, (*effects, ReplyRefused(reason=Refusal.STALE_EPOCH))
-    installed = replace(state, phase=DestinationPhase.INSTALLED, outcome=LogicalOutcome.SUCCEEDED)
-    return installed, (MarkResident(blocks=state.blocks, epoch=state.epoch, in_use=True), *_staging(state))
+    confirmed = replace(state, parts=with_part(state, event.part, PartStage.CONFIRMED))
+    if any(each.stage is not PartStage.CONFIRMED for each in confirmed.parts):
+        return confirmed, ()  # parts are installed together
+    return install(confirmed)
 
 
 def _confirm_refused(state: DestinationHandoff) -> Stepped:
-    if state.phase in (DestinationPhase.RESERVED, DestinationPhase.RECEIVING):
-        raise _impossible(state, "confirm_refused")
+    if state.phase in (DestinationPhase.RESERVED, DestinationPhase.RECEIVING, DestinationPhase.EXPOSED):
+        raise impossible(state, "confirm_refused")
     if state.phase in _READING:
-        return _give_up(state, LogicalOutcome.FAILED)
+        return give_up(state, LogicalOutcome.FAILED)
     return state, ()  # given up already, or installed on an earlier yes of the same owner
-
-
-def _finish(state: DestinationHandoff) -> Stepped:
-    if state.phase in (DestinationPhase.INSTALLED, DestinationPhase.DRAINING):
-        return _release(state, state.outcome, Evidence.OWN_WORK_ENDED)
-    if state.ended and state.outcome is LogicalOutcome.SUCCEEDED:
-        return state, ()  # decode may both finish and report that it has stopped
-    raise _impossible(state, "finish")
-
-
-# endings
-
-
-def _give_up(state: DestinationHandoff, outcome: LogicalOutcome) -> Stepped:
-    if outcome not in (LogicalOutcome.FAILED, LogicalOutcome.CANCELLED):
-        raise Bug(f"hand-off {state.handoff} given up as {outcome}", field="outcome")
-    if state.phase is DestinationPhase.RESERVED:
-        return _release(state, outcome, Evidence.NEVER_EXPOSED)
-    if state.phase is DestinationPhase.VERIFYING and state.verified:
-        return _release(state, outcome, Evidence.OWN_TRANSFER_ENDED)
-    if state.phase in _READING:
-        aborting = replace(state, phase=DestinationPhase.ABORTING, outcome=outcome, access=PhysicalAccess.DRAINING)
-        return aborting, (StopRead(),)
-    if state.phase is DestinationPhase.INSTALLED:
-        # The outcome stays: the hand-off has succeeded, and it is decode that is given up.
-        return replace(state, phase=DestinationPhase.DRAINING, access=PhysicalAccess.DRAINING), (StopDecode(),)
-    return state, ()
-
-
-def _drained(state: DestinationHandoff, evidence: Evidence) -> Stepped:
-    if state.ended:
-        return state, ()  # a stage may both end and report that it has stopped
-    if state.phase not in (DestinationPhase.ABORTING, DestinationPhase.DRAINING, DestinationPhase.IN_DOUBT):
-        raise _impossible(state, "drained")
-    if not drains_destination(state.transport, evidence):
-        raise Bug(f"{evidence} over {state.transport} does not drain a destination", field="evidence")
-    return _release(state, state.outcome, evidence)
-
-
-def _doubt(state: DestinationHandoff) -> Stepped:
-    if state.phase is not DestinationPhase.ABORTING:
-        raise _impossible(state, "doubt")
-    doubted = replace(state, phase=DestinationPhase.IN_DOUBT, access=PhysicalAccess.IN_DOUBT)
-    blocks, epoch = state.blocks, state.epoch
-    return doubted, (EndUse(blocks=blocks, epoch=epoch), QuarantineBlocks(blocks=blocks, epoch=epoch))
-
-
-def _peer_lost(state: DestinationHandoff, event: PeerLost) -> Stepped:
-    if (event.worker, event.incarnation) != (state.producer, state.producer_incarnation):
-        return state, ()
-    if event.evidence not in DEATH_PROVEN:
-        return state, ()  # a silent producer may answer yet; the request's deadline decides
-    if state.phase is DestinationPhase.IN_DOUBT and drains_destination(state.transport, event.evidence):
-        return _release(state, state.outcome, event.evidence)
-    if state.outcome is not LogicalOutcome.PENDING:
-        return state, ()  # installed KV is ours: its producer's death does not matter any more
-    return _give_up(state, LogicalOutcome.FAILED)
-
-
-def _release(state: DestinationHandoff, outcome: LogicalOutcome, evidence: Evidence) -> Stepped:
-    """Free blocks and staging on `evidence`; what remains is the tombstone."""
-    phase, access = DestinationPhase.RELEASED, PhysicalAccess.DRAINED
-    released = replace(state, phase=phase, outcome=outcome, access=access, evidence=evidence, blocks=())
-    effects: list[Effect] = []
-    if state.phase not in (DestinationPhase.RESERVED, DestinationPhase.IN_DOUBT):
-        effects.append(EndUse(blocks=state.blocks, epoch=state.epoch))
-    effects.append(FreeBlocks(blocks=state.blocks, epoch=state.epoch, evidence=evidence))
-    if state.phase not in (DestinationPhase.INSTALLED, DestinationPhase.DRAINING):
-        effects.extend(_staging(state))
-    return released, (*effects, RememberTombstone())
-
-
-def _staging(state: DestinationHandoff) -> tuple[Effect, ...]:
-    """Staging counts until the commit or the end, whichever comes first (I10)."""
-    return (ReleaseStaging(epoch=state.epoch),) if state.staging_bytes else ()
-
-
-def _too_late(state: DestinationHandoff) -> bool:
-    return state.outcome in (LogicalOutcome.FAILED, LogicalOutcome.CANCELLED)
-
-
-def _impossible(state: DestinationHandoff, event: str) -> Bug:
-    return Bug(f"hand-off {state.handoff}: {event} cannot be in {state.phase}", field="phase")

@@ -11,6 +11,7 @@ from isthmus.core.ids import BlockId, Epoch
 from isthmus.ownership.protocol.drain import Evidence
 
 __all__ = [
+    "BeginUse",
     "CloseGrant",
     "Effect",
     "EndUse",
@@ -27,6 +28,7 @@ __all__ = [
     "StopCompute",
     "StopDecode",
     "StopRead",
+    "StopSend",
 ]
 
 
@@ -56,6 +58,13 @@ class MarkResident(_Effect, frozen=True, kw_only=True, gc=False):
     blocks: tuple[BlockId, ...]
     epoch: Epoch
     in_use: bool
+
+
+class BeginUse(_Effect, frozen=True, kw_only=True, gc=False):
+    """One active user more touches the blocks: our own transfer reads them."""
+
+    blocks: tuple[BlockId, ...]
+    epoch: Epoch
 
 
 class EndUse(_Effect, frozen=True, kw_only=True, gc=False):
@@ -112,6 +121,10 @@ class StopRead(_Effect, frozen=True, kw_only=True, gc=False):
     """Ask our own transfer, conversion or check to stop; it answers with Drained or its own end."""
 
 
+class StopSend(_Effect, frozen=True, kw_only=True, gc=False):
+    """Ask our own transfer to stop writing; it answers with Sent."""
+
+
 class StopDecode(_Effect, frozen=True, kw_only=True, gc=False):
     """Ask the engine to stop decoding; it answers with Drained or Finish."""
 
@@ -131,6 +144,7 @@ class ReplyRefused(_Effect, frozen=True, kw_only=True, gc=False):
 Effect = (
     MarkFilling
     | MarkResident
+    | BeginUse
     | EndUse
     | OpenGrant
     | CloseGrant
@@ -140,6 +154,7 @@ Effect = (
     | RememberTombstone
     | StopCompute
     | StopRead
+    | StopSend
     | StopDecode
     | ReplyConfirmed
     | ReplyRefused

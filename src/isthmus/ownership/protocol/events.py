@@ -10,7 +10,7 @@ from isthmus.core.clock import Instant
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
-from isthmus.ownership.protocol.states import LogicalOutcome
+from isthmus.ownership.protocol.states import LogicalOutcome, TriggerMode
 
 __all__ = [
     "Abandon",
@@ -25,18 +25,25 @@ __all__ = [
     "Doubt",
     "Drained",
     "Expire",
+    "Expose",
     "Fence",
     "Finish",
+    "Install",
     "PeerLost",
+    "PeerReincarnated",
     "Publish",
     "ReadSeen",
+    "Register",
     "Renew",
     "ReserveDestination",
     "ReserveSource",
+    "Sent",
     "SourceEvent",
     "Submit",
     "VerifyBad",
     "VerifyOk",
+    "WriteSeen",
+    "Written",
 ]
 
 
@@ -67,6 +74,15 @@ class PeerLost(_Event, frozen=True, kw_only=True, gc=False):
     evidence: Evidence
 
 
+class PeerReincarnated(_Event, frozen=True, kw_only=True, gc=False):
+    """The registry knows a new life of this worker. It answers for none of the old one's hand-offs; its coming proves
+    nothing about who still touches the blocks.
+    """
+
+    worker: WorkerId
+    incarnation: Incarnation
+
+
 class Fence(_Event, frozen=True, kw_only=True, gc=False):
     """Our own incarnation has been fenced: it may grant, confirm and install nothing more."""
 
@@ -85,6 +101,7 @@ class ReserveSource(_Event, frozen=True, kw_only=True, gc=False):
     sole_tenant: bool
     blocks: tuple[BlockId, ...]
     epoch: Epoch
+    mode: TriggerMode = TriggerMode.PULL
 
 
 class Complete(_Event, frozen=True, kw_only=True, gc=False):
@@ -92,7 +109,7 @@ class Complete(_Event, frozen=True, kw_only=True, gc=False):
 
 
 class Publish(_Event, frozen=True, kw_only=True, gc=False):
-    """Open the grant and start the lease."""
+    """Start the lease. Under pull: open the grant. Under push and send: begin to write into what is registered."""
 
     now: Instant
     grant: GrantId
@@ -136,6 +153,21 @@ class Abandon(_Event, frozen=True, kw_only=True, gc=False):
     holder_incarnation: Incarnation
 
 
+class Register(_Event, frozen=True, kw_only=True, gc=False):
+    """Peer's, push and send: the holder has memory ready, to be written under this grant of its own."""
+
+    grant: GrantId
+    epoch: Epoch
+    holder: WorkerId
+    holder_incarnation: Incarnation
+
+
+class Sent(_Event, frozen=True, kw_only=True, gc=False):
+    """Push and send: our own transfer has ended, all bytes written (`ok`) or not, and touches the blocks no more."""
+
+    ok: bool
+
+
 class Expire(_Event, frozen=True, kw_only=True, gc=False):
     """The reaper found the lease over at `now`."""
 
@@ -156,40 +188,91 @@ class ReserveDestination(_Event, frozen=True, kw_only=True, gc=False):
     blocks: tuple[BlockId, ...]
     staging_bytes: int
     epoch: Epoch
+    mode: TriggerMode = TriggerMode.PULL
+    num_parts: int = 1
 
 
 class Submit(_Event, frozen=True, kw_only=True, gc=False):
-    """An offer has been accepted and the read begins. `tenant` is what the offer says."""
+    """An offer of one part has been accepted and its read begins. `tenant` is what the offer says."""
 
     tenant: TenantId
     grant: GrantId
     epoch: Epoch
+    part: int = 0
+
+
+class Expose(_Event, frozen=True, kw_only=True, gc=False):
+    """Push and send: open a grant for each part to the producer, for `lease`."""
+
+    now: Instant
+    grants: tuple[GrantId, ...]
+    lease: Duration
+
+
+class WriteSeen(_Event, frozen=True, kw_only=True, gc=False):
+    """Peer's: the producer writes. It is alive, and may go on for at least `lease`."""
+
+    now: Instant
+    grant: GrantId
+    epoch: Epoch
+    writer: WorkerId
+    lease: Duration
+    part: int = 0
+
+
+class Written(_Event, frozen=True, kw_only=True, gc=False):
+    """Peer's: "my last byte is out and I write no more". `evidence`: what else shows that it has arrived.
+
+    `tenant` is what the offer that comes with it says.
+    """
+
+    now: Instant
+    grant: GrantId
+    epoch: Epoch
+    writer: WorkerId
+    writer_incarnation: Incarnation
+    tenant: TenantId
+    evidence: Evidence
+    part: int = 0
 
 
 class Arrived(_Event, frozen=True, kw_only=True, gc=False):
-    """The last byte has arrived in staging."""
+    """Pull: the last byte of a part has arrived in staging."""
+
+    part: int = 0
 
 
 class ConvertDone(_Event, frozen=True, kw_only=True, gc=False):
-    """The conversion into our blocks has ended."""
+    """The conversion of a part into our blocks has ended."""
+
+    part: int = 0
 
 
 class VerifyOk(_Event, frozen=True, kw_only=True, gc=False):
-    """Digests and bounds hold."""
+    """A part's digests and bounds hold."""
+
+    part: int = 0
 
 
 class VerifyBad(_Event, frozen=True, kw_only=True, gc=False):
     """They do not."""
 
+    part: int = 0
+
 
 class Confirmed(_Event, frozen=True, kw_only=True, gc=False):
-    """Peer's: the owner says yes, at `epoch`."""
+    """Pull, peer's: the owner of a part says yes, at `epoch`."""
 
     epoch: Epoch
+    part: int = 0
 
 
 class ConfirmRefused(_Event, frozen=True, kw_only=True, gc=False):
-    """Peer's: the owner says no."""
+    """Pull, peer's: the owner of a part says no."""
+
+
+class Install(_Event, frozen=True, kw_only=True, gc=False):
+    """Push and send: commit. We own the epoch that was written, so nobody else is asked."""
 
 
 class Doubt(_Event, frozen=True, kw_only=True, gc=False):
@@ -202,6 +285,8 @@ class Finish(_Event, frozen=True, kw_only=True, gc=False):
 
 SourceEvent = (
     ReserveSource
+    | Register
+    | Sent
     | Complete
     | Publish
     | ReadSeen
@@ -212,11 +297,17 @@ SourceEvent = (
     | Abort
     | Drained
     | PeerLost
+    | PeerReincarnated
     | Fence
 )
 DestinationEvent = (
     ReserveDestination
     | Submit
+    | Expose
+    | WriteSeen
+    | Written
+    | Install
+    | Expire
     | Arrived
     | ConvertDone
     | VerifyOk
@@ -228,5 +319,6 @@ DestinationEvent = (
     | Abort
     | Drained
     | PeerLost
+    | PeerReincarnated
     | Fence
 )

@@ -1,19 +1,19 @@
 """The producer's side of a hand-off as a pure, total function: `step(state, event) -> (state, effects)`.
 
 `state` is None for a hand-off that is not known, or not any more. A peer's event that cannot be is answered with
-`ReplyRefused`; one of our own that cannot be raises `Bug`.
+`ReplyRefused`; one of our own that cannot be raises `Bug`. Here the consumer reads (pull); `source_push` has the
+modes in which the producer writes.
 
 Owns the rules of I1 (the owner's half) and I6; `source_ends` owns how a hand-off ends. Refuses to know
 the ledger, the clock and the network.
 """
-
-import hmac
 
 from msgspec.structs import replace
 
 from isthmus.core.clock import Instant, after
 from isthmus.core.errors import Bug
 from isthmus.core.ids import Epoch, GrantId
+from isthmus.ownership.protocol import source_push
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.effects import (
     Effect,
@@ -33,12 +33,16 @@ from isthmus.ownership.protocol.events import (
     Expire,
     Fence,
     PeerLost,
+    PeerReincarnated,
     Publish,
     ReadSeen,
+    Register,
     Renew,
     ReserveSource,
+    Sent,
     SourceEvent,
 )
+from isthmus.ownership.protocol.grants import same_grant
 from isthmus.ownership.protocol.source_ends import (
     acknowledged,
     drained,
@@ -47,8 +51,9 @@ from isthmus.ownership.protocol.source_ends import (
     give_up,
     impossible,
     peer_lost,
+    peer_reincarnated,
 )
-from isthmus.ownership.protocol.states import LogicalOutcome, PhysicalAccess, SourceHandoff, SourcePhase
+from isthmus.ownership.protocol.states import LogicalOutcome, PhysicalAccess, SourceHandoff, SourcePhase, TriggerMode
 
 __all__ = ["step"]
 
@@ -59,6 +64,8 @@ def step(state: SourceHandoff | None, event: SourceEvent) -> tuple[SourceHandoff
     """What `event` makes of `state`, and what is to be done about it."""
     if state is None:
         return _unknown(event)
+    if state.mode is not TriggerMode.PULL:
+        return source_push.step(state, event)
     match event:
         case ReadSeen():
             return _read_seen(state, event)
@@ -76,12 +83,18 @@ def step(state: SourceHandoff | None, event: SourceEvent) -> tuple[SourceHandoff
             return drained(state, event.evidence)
         case PeerLost():
             return peer_lost(state, event)
+        case PeerReincarnated():
+            return peer_reincarnated(state, event)
         case Abandon():
             return _abandon(state, event)
         case Abort():
             return give_up(state, event.outcome)
         case Fence():
             return give_up(state, LogicalOutcome.FAILED)
+        case Register():
+            return _refused(state, Refusal.NOT_AUTHORISED)  # this one is to be read
+        case Sent():
+            raise impossible(state, "sent")
         case ReserveSource():
             raise Bug(f"hand-off {state.handoff} reserved twice", field="handoff")
 
@@ -99,9 +112,11 @@ def _unknown(event: SourceEvent) -> tuple[SourceHandoff | None, tuple[Effect, ..
                 blocks=event.blocks,
                 num_blocks=len(event.blocks),
                 epoch=event.epoch,
+                mode=event.mode,
+                computing=event.mode is not TriggerMode.PULL,
             )
             return state, (MarkFilling(blocks=event.blocks, epoch=event.epoch),)
-        case ReadSeen() | Renew() | Confirm() | Abandon():
+        case ReadSeen() | Renew() | Confirm() | Abandon() | Register():
             return None, (ReplyRefused(reason=Refusal.GRANT_UNKNOWN),)
         case _:
             raise Bug(f"{type(event).__name__} for a hand-off that was never reserved", field="handoff")
@@ -143,8 +158,7 @@ def _publish(state: SourceHandoff, event: Publish) -> Stepped:
 
 def _refusal(state: SourceHandoff, grant: GrantId, epoch: Epoch, *, is_holder: bool) -> Refusal | None:
     """Why a message under a grant is not to be believed; None when it is the holder's, of this very grant."""
-    # Constant-time, so that a grant cannot be guessed byte by byte.
-    if state.grant is None or not hmac.compare_digest(grant.encode(), state.grant.encode()):
+    if state.grant is None or not same_grant(grant, state.grant):
         return Refusal.GRANT_UNKNOWN
     if not is_holder:
         return Refusal.NOT_AUTHORISED

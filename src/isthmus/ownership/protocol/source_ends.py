@@ -17,10 +17,20 @@ from isthmus.ownership.protocol.effects import (
     RememberTombstone,
     StopCompute,
 )
-from isthmus.ownership.protocol.events import Expire, PeerLost
-from isthmus.ownership.protocol.states import LogicalOutcome, PhysicalAccess, SourceHandoff, SourcePhase
+from isthmus.ownership.protocol.events import Expire, PeerLost, PeerReincarnated
+from isthmus.ownership.protocol.states import LogicalOutcome, PhysicalAccess, SourceHandoff, SourcePhase, TriggerMode
 
-__all__ = ["acknowledged", "drained", "end_of_lease", "expire", "give_up", "impossible", "lease_over", "peer_lost"]
+__all__ = [
+    "acknowledged",
+    "drained",
+    "end_of_lease",
+    "expire",
+    "give_up",
+    "impossible",
+    "lease_over",
+    "peer_lost",
+    "peer_reincarnated",
+]
 
 Stepped = tuple[SourceHandoff, tuple[Effect, ...]]
 
@@ -29,6 +39,8 @@ def lease_over(state: SourceHandoff, now: Instant) -> bool:
     """Whether the reaper has something to do: the lease has run out and its end has not been dealt with."""
     if state.lease_ends is None or now < state.lease_ends:
         return False
+    if state.mode is not TriggerMode.PULL:
+        return state.outcome is LogicalOutcome.PENDING
     return state.grant_open or state.phase is SourcePhase.DRAINING
 
 
@@ -104,6 +116,13 @@ def peer_lost(state: SourceHandoff, event: PeerLost) -> Stepped:
     if given_up.ended or given_up.grant is None or not drains_source(state.transport, event.evidence):
         return given_up, effects
     return _release(given_up, given_up.outcome, event.evidence, effects)
+
+
+def peer_reincarnated(state: SourceHandoff, event: PeerReincarnated) -> Stepped:
+    """Another life answers under the holder's name: the hand-off cannot succeed, and who still reads is not known."""
+    if event.worker != state.holder or event.incarnation == state.holder_incarnation:
+        return state, ()
+    return give_up(state, LogicalOutcome.FAILED)
 
 
 def _release(

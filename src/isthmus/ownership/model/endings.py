@@ -1,0 +1,181 @@
+"""How a hand-off begins and ends in every mode: reserve, finish, give up, stop, abandon, lease over, death of a peer."""
+
+from collections.abc import Iterator
+
+from isthmus.ownership.accounts import BlockState
+from isthmus.ownership.model.accounts import assign
+from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.records import ABSENT, Engine, Stage, Worker
+from isthmus.ownership.model.turn import (
+    CONSUMER,
+    HANDOFF,
+    LIFE,
+    OWN_BLOCKS,
+    OWN_EPOCH,
+    PRODUCER,
+    Turn,
+    now,
+    tenant,
+)
+from isthmus.ownership.protocol.drain import Evidence
+from isthmus.ownership.protocol.events import (
+    Abandon,
+    Abort,
+    Doubt,
+    Drained,
+    Expire,
+    Finish,
+    PeerLost,
+    ReserveDestination,
+)
+from isthmus.ownership.protocol.states import DestinationPhase, LogicalOutcome, SourcePhase
+
+__all__ = ["begin_options", "consumer_endings", "free_slots", "producer_endings", "time_options"]
+
+
+def free_slots(worker: Worker, *, reduced: bool) -> list[int]:
+    """Free slots; if `reduced`, of those that are alike only the first."""
+    free = [index for index, slot in enumerate(worker.slots) if slot.account == BlockState.FREE]
+    if not reduced:
+        return free
+    return list({worker.slots[index]: index for index in reversed(free)}.values())
+
+
+# beginning
+
+
+def begin_options(turn: Turn, producer: int, consumer: int) -> Iterator[Option]:
+    """A consumer takes a request on: blocks and staging at once, or not at all."""
+    staged = turn.consumer.staging.bit_count()
+    room = turn.scope.staging is None or staged < turn.scope.staging or turn.scope.switches.admit_without_staging
+    if turn.consumer.paused or turn.consumer.fenced or not room:
+        return
+    for slot in free_slots(turn.consumer, reduced=turn.scope.reduced):
+        yield Option(
+            f"consumer {consumer} reserves block {slot}, and orders from producer {producer}",
+            _Begin(producer, consumer, slot),
+        )
+
+
+class _Begin:
+    """The consumer reserves."""
+
+    def __init__(self, producer: int, consumer: int, slot: int) -> None:
+        self.producer, self.consumer, self.slot = producer, consumer, slot
+
+    def __call__(self, turn: Turn) -> None:
+        scope = turn.scope
+        turn.request = turn.request._replace(begun=True, producer=self.producer, consumer=self.consumer)
+        turn.consumer = assign(turn.consumer, self.slot, turn.claim(), staging=True)
+        turn.check_staging()
+        reserve = ReserveDestination(
+            handoff=HANDOFF,
+            producer=PRODUCER,
+            producer_incarnation=LIFE,
+            tenant=tenant(scope.tenant(turn.index)),
+            transport=scope.transport,
+            blocks=OWN_BLOCKS,
+            staging_bytes=1,
+            epoch=OWN_EPOCH,
+            mode=scope.mode,
+            num_parts=scope.parts,
+        )
+        turn.destination(reserve)
+
+
+# the consumer
+
+
+def consumer_endings(turn: Turn) -> Iterator[Option]:
+    """What ends a hand-off at the consumer, and what follows."""
+    state = turn.destination_state()
+    if state is None:
+        return
+    if state.phase in (DestinationPhase.INSTALLED, DestinationPhase.DRAINING):
+        yield Option("decode ends", lambda turn: turn.destination(Finish()))
+    if state.outcome is LogicalOutcome.PENDING and turn.scope.faults.gives_up:
+        yield Option("the consumer gives up", _give_up)
+    if state.phase in (DestinationPhase.ABORTING, DestinationPhase.IN_DOUBT) and _own_stages(turn):
+        yield Option("what the consumer was doing has stopped", _stopped)
+    if state.phase is DestinationPhase.ABORTING and turn.scope.faults.doubts:
+        yield Option("what the consumer was doing cannot be shown to have stopped", _doubted, progress=False)
+    if turn.request.producer_died and not state.ended:
+        yield Option("the consumer learns that the producer has died", _producer_lost)
+
+
+def _own_stages(turn: Turn) -> bool:
+    return any(part.stage != Stage.NOTHING for part in turn.request.parts)
+
+
+def _give_up(turn: Turn) -> None:
+    turn.destination(Abort(outcome=LogicalOutcome.CANCELLED))
+    if turn.scope.switches.abandon_before_stop:
+        turn.request = turn.request._replace(abandoned=True)
+
+
+def _stopped(turn: Turn) -> None:
+    for index in range(turn.scope.parts):
+        turn.change_part(index, stage=Stage.NOTHING)
+    turn.destination(Drained(evidence=Evidence.OWN_TRANSFER_ENDED))
+
+
+def _doubted(turn: Turn) -> None:
+    turn.destination(Doubt())
+
+
+def _producer_lost(turn: Turn) -> None:
+    turn.destination(PeerLost(worker=PRODUCER, incarnation=LIFE, evidence=Evidence.PROCESS_EXITED))
+
+
+# the producer
+
+
+def producer_endings(turn: Turn, index: int) -> Iterator[Option]:
+    """What ends a part at the producer."""
+    part = turn.part(index)
+    state = turn.source_state(index)
+    if turn.request.abandoned and not turn.source_over(index):
+        yield Option("the consumer's abandon reaches the producer", lambda turn: _abandoned(turn, index))
+    if (turn.request.consumer_died or turn.consumer.fenced) and not turn.source_over(index):
+        yield Option("the producer learns that the consumer is gone", lambda turn: _consumer_lost(turn, index))
+    if state is None:
+        return
+    if part.engine and state.phase is SourcePhase.DRAINING:
+        yield Option("the engine stops", lambda turn: _engine_stopped(turn, index))
+    if turn.steps.rules.source_lease_over(state, now(part.over)):
+        yield Option("the reaper finds the lease over", lambda turn: _reaped(turn, index))
+    if turn.scope.faults.source_gives_up and state.outcome is LogicalOutcome.PENDING:
+        yield Option("the producer gives up", lambda turn: turn.source(index, Abort(outcome=LogicalOutcome.FAILED)))
+
+
+def time_options(turn: Turn, index: int) -> Iterator[Option]:
+    """Time passes, whoever is paused."""
+    part, state = turn.part(index), turn.source_state(index)
+    if state is not None and state.lease_ends is not None and not part.over:
+        yield Option("the producer's lease runs out", lambda turn: turn.change_part(index, over=True))
+
+
+def _abandoned(turn: Turn, index: int) -> None:
+    if turn.part(index).source == ABSENT:
+        turn.marks.add("an abandon overtook its order")
+        turn.change_part(index, barred=True)
+    else:
+        turn.source(index, Abandon(holder=CONSUMER, holder_incarnation=LIFE))
+
+
+def _consumer_lost(turn: Turn, index: int) -> None:
+    if turn.part(index).source == ABSENT:
+        if not turn.scope.switches.admit_the_dead:
+            turn.change_part(index, barred=True)
+        return
+    evidence = Evidence.PROCESS_EXITED if turn.request.consumer_died else Evidence.FENCED_AND_CLOSED
+    turn.source(index, PeerLost(worker=CONSUMER, incarnation=LIFE, evidence=evidence))
+
+
+def _engine_stopped(turn: Turn, index: int) -> None:
+    turn.change_part(index, engine=Engine.OFF)
+    turn.source(index, Drained(evidence=Evidence.OWN_WORK_ENDED))
+
+
+def _reaped(turn: Turn, index: int) -> None:
+    turn.source(index, Expire(now=now(turn.part(index).over)))

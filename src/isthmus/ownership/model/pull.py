@@ -1,0 +1,198 @@
+"""The world of a pull: order, fill, publish, offer, copy chunk by chunk, convert, verify, ask, install, decode.
+
+Each of these is one atomic move. Messages stay on the wire once sent, so that each may come never, late, or repeatedly,
+in any order. A lease's time may end at any moment, which is also what a pause looks like from outside. A copy is
+one-sided: it looks at memory, two chunks one after the other, and asks nobody.
+
+    order → COMPUTING → chunk, chunk → HELD → publish → offer → RECEIVING → copy, copy → CONVERTING → convert
+    → VERIFYING → verify → confirm → yes or no → INSTALLED → finish
+"""
+
+from collections.abc import Iterator
+
+from isthmus.ownership.model.accounts import assign, owned, point
+from isthmus.ownership.model.endings import free_slots
+from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.records import CONFIRM, NO, NOBODY, OFFER, YES, Engine, Part, Stage
+from isthmus.ownership.model.turn import (
+    CONSUMER,
+    GRANT,
+    HANDOFF,
+    LEASE,
+    LIFE,
+    OWN_BLOCKS,
+    OWN_EPOCH,
+    Turn,
+    now,
+    tenant,
+)
+from isthmus.ownership.protocol.drain import Evidence
+from isthmus.ownership.protocol.events import (
+    Arrived,
+    Complete,
+    Confirm,
+    Confirmed,
+    ConfirmRefused,
+    ConvertDone,
+    Publish,
+    ReserveSource,
+    Submit,
+    VerifyOk,
+)
+from isthmus.ownership.protocol.states import PartStage, SourcePhase
+
+__all__ = ["consumer_options", "next_stage", "producer_options"]
+
+
+# the producer
+
+
+def producer_options(turn: Turn, index: int) -> Iterator[Option]:
+    """What the producer may do next for a part."""
+    part = turn.part(index)
+    state = turn.source_state(index)
+    if state is None:
+        if not part.barred:
+            for slot in free_slots(turn.producer, reduced=turn.scope.reduced):
+                yield Option(f"the order reaches the producer, which reserves block {slot}", _reserve(index, slot))
+    elif part.engine:
+        yield Option(f"the engine fills chunk {part.engine - 1}", lambda turn: _fill(turn, index))
+    elif state.phase is SourcePhase.HELD:
+        yield Option("the producer publishes, and offers", lambda turn: _publish(turn, index))
+    if part.sent & CONFIRM:
+        yield Option("the consumer's question reaches the producer", lambda turn: _answer(turn, index))
+
+
+class _reserve:
+    """The order has come and there is room."""
+
+    def __init__(self, index: int, slot: int) -> None:
+        self.index, self.slot = index, slot
+
+    def __call__(self, turn: Turn) -> None:
+        claim = turn.claim(self.index)
+        if turn.producer.slots[self.slot].pointers & ~(1 << claim):
+            turn.marks.add("a block was reused under somebody who may still read it")
+        turn.producer = assign(turn.producer, self.slot, claim, staging=False)
+        reserve = ReserveSource(
+            handoff=HANDOFF,
+            holder=CONSUMER,
+            holder_incarnation=LIFE,
+            tenant=tenant(turn.scope.tenant(turn.index)),
+            transport=turn.scope.transport,
+            sole_tenant=turn.scope.sole_tenant,
+            blocks=OWN_BLOCKS,
+            epoch=OWN_EPOCH,
+            mode=turn.scope.mode,
+        )
+        turn.source(self.index, reserve)
+        turn.change_part(self.index, engine=Engine.STARTED)
+
+
+def _fill(turn: Turn, index: int) -> None:
+    engine = turn.part(index).engine
+    turn.fill(index, engine - 1)
+    turn.change_part(index, engine=Engine.HALF if engine == Engine.STARTED else Engine.OFF)
+    if engine == Engine.HALF:
+        turn.source(index, Complete())
+
+
+def _publish(turn: Turn, index: int) -> None:
+    turn.source(index, Publish(now=now(over=False), grant=GRANT, lease=LEASE))
+    turn.send(index, OFFER)
+    turn.producer = point(turn.producer, turn.claim(index))  # the offer carries the address
+
+
+def _answer(turn: Turn, index: int) -> None:
+    over = turn.part(index).over
+    question = Confirm(now=now(over), grant=GRANT, epoch=OWN_EPOCH, holder=CONSUMER, holder_incarnation=LIFE)
+    turn.source(index, question)
+    turn.send(index, YES if turn.refusal is None else NO)
+    if turn.refusal is not None:
+        turn.marks.add("a confirmation was refused")
+
+
+# the consumer
+
+
+def consumer_options(turn: Turn, index: int) -> Iterator[Option]:
+    """What the consumer may do next for a part."""
+    part = turn.part(index)
+    state = turn.destination_state()
+    yield from _own_work(turn, index, part)
+    if state is None:
+        return
+    if part.sent & OFFER and state.parts[index].stage is PartStage.WAITING:
+        yield Option("the offer reaches the consumer, which begins to read", lambda turn: _submit(turn, index))
+    if part.sent & YES:
+        yield Option("the yes reaches the consumer", lambda turn: _yes(turn, index))
+    if part.sent & NO:
+        yield Option("the no reaches the consumer", lambda turn: _no(turn))
+
+
+def _own_work(turn: Turn, index: int, part: Part) -> Iterator[Option]:
+    if part.stage == Stage.READ:
+        if not turn.consumer.fenced or not turn.cut_by_fence():
+            yield Option(f"the consumer copies chunk {len(part.copied)}", lambda turn: _copy(turn, index))
+    elif part.stage == Stage.CONVERT:
+        yield Option("the consumer converts into its own block", lambda turn: _convert(turn, index))
+    elif part.stage == Stage.VERIFY:
+        yield Option("the consumer has verified, and asks the owner", lambda turn: _verify(turn, index))
+
+
+def _submit(turn: Turn, index: int) -> None:
+    offered = tenant(turn.scope.tenant(turn.index))
+    turn.destination(Submit(tenant=offered, grant=GRANT, epoch=OWN_EPOCH, part=index))
+    if turn.refusal is None:
+        turn.change_part(index, stage=Stage.READ)
+        if turn.scope.switches.confirm_before_copy:
+            turn.send(index, CONFIRM)
+
+
+def _copy(turn: Turn, index: int) -> None:
+    part = turn.part(index)
+    copied = (*part.copied, turn.seen(index, len(part.copied)))
+    turn.change_part(index, copied=copied)
+    source = turn.source_state(index)
+    if part.over or (source is not None and source.phase in (SourcePhase.EXPIRED, SourcePhase.IN_DOUBT)):
+        turn.marks.add("a reader was slower than its lease")
+    if len(copied) == 2:
+        if len(set(copied)) == 2:
+            turn.marks.add("a torn copy was made")
+        turn.destination(Arrived(part=index))
+        next_stage(turn, index)
+
+
+def _convert(turn: Turn, index: int) -> None:
+    turn.convert(index)
+    turn.destination(ConvertDone(part=index))
+    next_stage(turn, index)
+
+
+def _verify(turn: Turn, index: int) -> None:
+    turn.destination(VerifyOk(part=index))
+    next_stage(turn, index)
+    state = turn.destination_state()
+    if state is not None and state.prepared and not turn.scope.switches.confirm_before_copy:
+        for each in range(turn.scope.parts):
+            turn.send(each, CONFIRM)
+
+
+def next_stage(turn: Turn, index: int) -> None:
+    """After a stage has ended: what the protocol lets the consumer's code do next for a part."""
+    state = turn.destination_state()
+    follows = {PartStage.CONVERTING: Stage.CONVERT, PartStage.VERIFYING: Stage.VERIFY}
+    late = state is None or turn.refusal is not None
+    stage = Stage.NOTHING if late or state is None else follows.get(state.parts[index].stage, Stage.NOTHING)
+    turn.change_part(index, stage=stage)
+
+
+def _yes(turn: Turn, index: int) -> None:
+    turn.destination(Confirmed(epoch=OWN_EPOCH, part=index))
+
+
+def _no(turn: Turn) -> None:
+    index = owned(turn.consumer, turn.claim())
+    if index != NOBODY and turn.consumer.slots[index].stamps != turn.whole():
+        turn.marks.add("a stale or torn copy was refused")
+    turn.destination(ConfirmRefused())

@@ -1,0 +1,132 @@
+"""What the world around the protocol is made of, as small immutable values: blocks, workers, requests, their parts.
+
+A request names nothing but itself: its protocol states speak of "own" grant and epoch, what it has copied is "mine" or
+"other". Only a worker's slots name requests (by *claim*: request × parts + part), so that exchanging two requests is
+exchanging two records and renaming claims in slots. Refuses to know what the protocol does.
+"""
+
+from typing import Final, NamedTuple
+
+from isthmus.ownership.accounts import BlockState
+
+__all__ = [
+    "ABSENT",
+    "CONFIRM",
+    "EMPTY",
+    "FREE_SLOT",
+    "IDLE",
+    "MINE",
+    "NO",
+    "NOBODY",
+    "OFFER",
+    "OTHER",
+    "WRITTEN",
+    "YES",
+    "Engine",
+    "Part",
+    "Request",
+    "Slot",
+    "Stage",
+    "Worker",
+]
+
+NOBODY: Final = -1
+ABSENT: Final = 0
+"""The id of "no protocol state"."""
+
+EMPTY, MINE, OTHER = 0, 1, 2
+"""What a chunk was seen to hold, as its reader sees it."""
+
+OFFER, CONFIRM, YES, NO, WRITTEN = 1, 2, 4, 8, 16
+"""Messages of a part that have been sent. A message stays on the wire: it may come never, once, or again and again."""
+
+
+class Stage:
+    """What the consumer's own code does for a part, whatever the protocol thinks."""
+
+    NOTHING, READ, CONVERT, VERIFY, DECODE = range(5)
+
+
+class Engine:
+    """What the producer's engine does for a part: not running, or running with 0 or 1 chunks filled."""
+
+    OFF, STARTED, HALF = range(3)
+
+
+class Slot(NamedTuple):
+    """One block of a pool: its account, and what is physically true of it.
+
+    `pointers` is the set (a bit mask of claims) of those who may still touch it without asking anybody.
+    """
+
+    account: int
+    owner: int
+    grants: int
+    active: int
+    stamps: tuple[int, int]
+    pointers: int
+
+
+class Worker(NamedTuple):
+    """One worker. `lives` counts its restarts, `naps` its pauses; `staging` is the set (a bit mask of claims) of those
+    who hold a unit of staging.
+    """
+
+    lives: int
+    naps: int
+    paused: bool
+    fenced: bool
+    staging: int
+    slots: tuple[Slot, ...]
+
+
+class Part(NamedTuple):
+    """One part of a request. `source` is the producer's protocol state, by id.
+
+    `over` says that the lease's time is over; `barred` that the producer will not reserve for it (again); `copied` what
+    the copy has seen so far; `writes` what the producer's own transfer does under push and send; `committed` (a ghost)
+    that the owner has said yes.
+    """
+
+    source: int
+    engine: int
+    over: bool
+    barred: bool
+    stage: int
+    copied: tuple[int, ...]
+    writes: int
+    sent: int
+    committed: bool
+
+
+class Request(NamedTuple):
+    """One request, and its hand-off. `destination` is the consumer's protocol state, by id.
+
+    `begun` is false until the consumer has reserved; `ended` once nothing of it can matter any more.
+    """
+
+    begun: bool
+    ended: bool
+    producer: int
+    consumer: int
+    destination: int
+    abandoned: bool
+    registered: bool
+    over: bool
+    producer_died: bool
+    consumer_died: bool
+    parts: tuple[Part, ...]
+
+
+FREE_SLOT: Final = Slot(account=BlockState.FREE, owner=NOBODY, grants=0, active=0, stamps=(0, 0), pointers=0)
+IDLE: Final = Part(
+    source=ABSENT,
+    engine=Engine.OFF,
+    over=False,
+    barred=False,
+    stage=Stage.NOTHING,
+    copied=(),
+    writes=0,
+    sent=0,
+    committed=False,
+)
