@@ -42,6 +42,7 @@ def deployment_of(pools: tuple[dict[str, Any], ...], model: Path) -> dict[str, A
             "heartbeat_ms": 400,
             "heartbeat_timeout_ms": HEARTBEAT_TIMEOUT_MS,
             "worker_wait_ms": 3_000,
+            "allow_pins": True,
         },
         "lease_ms": LEASE_MS,
         "pools": [{"kv_cache_dtype": "bfloat16", "context_length": CONTEXT_LENGTH, **pool} for pool in pools],

@@ -21,9 +21,24 @@ from isthmus.transport.faulty import Delay, Drop, FaultKind, FaultyReader, FlipB
 from isthmus.transport.memory import MemoryExporter, MemoryHub, MemoryReader
 from isthmus.transport.select import PREFERRED, choose
 from isthmus.transport.shm import SharedMemory, ShmReader
-from isthmus.transport.table import TRANSPORTS, Worker, open_exporters, open_readers
+from isthmus.transport.table import TRANSPORTS, Worker, open_exporters, open_importers, open_readers, open_writers
 from isthmus.transport.tcp import TcpReader
-from tests.transport.worlds import CONSUMER, OWNER, SOON, FakeGuard, cases, image, pool, request, shape, staging
+from tests.transport.worlds import (
+    CONSUMER,
+    OWNER,
+    SOON,
+    FakeGuard,
+    FakeWriteGuard,
+    cases,
+    image,
+    lender,
+    pool,
+    request,
+    shape,
+    staging,
+    target,
+    write,
+)
 
 GRID = (shape("tp0.kv", 3, 100), shape("tp1.kv", 2, 50))
 
@@ -224,7 +239,7 @@ async def test_shared_memory_is_taken_on_one_host_and_tcp_across(readers):
 
 async def test_no_common_transport_is_an_error_that_names_both_lists(readers):
     offered = endpoints("f" * 32)[1:]
-    with pytest.raises(Unsupported, match=r"offers \['memory', 'shm'\].*reads \['memory', 'shm', 'tcp'\]") as caught:
+    with pytest.raises(Unsupported, match=r"offers \['memory', 'shm'\].*moves by \['memory', 'shm', 'tcp'\]") as caught:
         choose(offered, readers)
     assert "['memory', 'shm'] cannot reach" in str(caught.value)
     with pytest.raises(Unsupported, match="share none"):
@@ -271,6 +286,23 @@ async def test_every_row_of_the_table_carries_bytes():
         await readers[name].close()
         await exporters[name].close()
     memory.close()
+
+
+async def test_every_row_of_the_table_carries_bytes_the_other_way():
+    clock = SystemClock()
+    hub, held, lent = MemoryHub(clock), pool(1, GRID, 9), lender(pool(1, GRID, 9), GRID, 9)
+    importers = open_importers(tuple(TRANSPORTS), Worker(identity=CONSUMER, clock=clock, hub=hub), FakeWriteGuard())
+    writers = open_writers(tuple(TRANSPORTS), Worker(identity=OWNER, clock=clock, hub=hub))
+    for name, row in TRANSPORTS.items():
+        endpoint = await importers[name].start()
+        assert isinstance(endpoint, row.endpoint)
+        wanted = target(GRID, 2)
+        exposed = importers[name].expose(wanted)
+        await writers[name].write(write(wanted), endpoint, lent, [8, 0], SOON)
+        assert await importers[name].withdraw(wanted.grant)
+        assert {region: bytes(view) for region, view in exposed.items()} == image(held, request(GRID, [8, 0], 9))
+        await writers[name].close()
+        await importers[name].close()
 
 
 def test_a_worker_that_lacks_what_a_transport_needs_is_told_so():

@@ -1,6 +1,7 @@
 """Pools of random bytes, requests for them, a guard with a few grants, and the expected image."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ from isthmus.core.errors import GrantUnknown, NotAuthorised, StaleEpoch
 from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.state.fields import RegionShape
-from isthmus.transport.base import BlockRead, PeerId
+from isthmus.transport.base import BlockRead, BlockWrite, PeerId, Target
+from isthmus.transport.blocks import HostLender
 
 GOOD = GrantId("a" * 64)
 STALE = GrantId("b" * 64)
@@ -34,6 +36,22 @@ class FakeGuard:
         if grant == FOREIGN or reader != CONSUMER.worker:
             raise NotAuthorised("blocks: not under this grant", field="blocks")
         if grant != GOOD:
+            raise GrantUnknown("grant: never made here", field="grant")
+
+
+class FakeWriteGuard:
+    """As `FakeGuard`, for writes of the owner's into images of the consumer's."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def check_write(self, grant: GrantId, epoch: Epoch, writer: WorkerId) -> None:
+        self.asked += 1
+        if grant == STALE:
+            raise StaleEpoch(f"epoch: {epoch}, the grant has ended", field="epoch")
+        if grant == FOREIGN or writer != OWNER.worker:
+            raise NotAuthorised("writer: not the grant's", field="writer")
+        if grant == UNKNOWN:
             raise GrantUnknown("grant: never made here", field="grant")
 
 
@@ -62,6 +80,22 @@ def request(
         blocks=tuple(BlockId(block) for block in blocks),
         num_blocks=num_blocks,
     )
+
+
+def target(
+    regions: Sequence[RegionShape], num_blocks: int, grant: GrantId | None = None, writer: WorkerId = OWNER.worker
+) -> Target:
+    """Of a grant that no other test has used, unless one is given: an image of an earlier one may live on."""
+    grant = GrantId(secrets.token_hex(32)) if grant is None else grant
+    return Target(grant=grant, epoch=Epoch(1), writer=writer, regions=tuple(regions), num_blocks=num_blocks)
+
+
+def write(wanted: Target, start: int = 0, stop: int | None = None) -> BlockWrite:
+    return BlockWrite(target=wanted, start=start, stop=wanted.num_blocks if stop is None else stop)
+
+
+def lender(held: dict[RegionId, np.ndarray], regions: Sequence[RegionShape], num_blocks: int) -> HostLender:
+    return HostLender(tuple(regions), num_blocks, {n: memoryview(a.reshape(-1)) for n, a in held.items()})
 
 
 def staging(read: BlockRead, fill: int = 0) -> dict[RegionId, memoryview]:
@@ -93,3 +127,9 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110  nobody could set an event
             await asyncio.sleep(0)
+
+
+async def turns(count: int) -> None:
+    """Let everything that is ready go on, `count` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)

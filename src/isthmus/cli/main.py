@@ -11,6 +11,7 @@ import cyclopts
 
 from isthmus import __version__
 from isthmus.cli.bench import bench
+from isthmus.cli.certs import certs
 from isthmus.cli.check import check, describe
 from isthmus.cli.demo import demo
 from isthmus.cli.model import model
@@ -30,6 +31,7 @@ app.command(demo)
 app.command(check)
 app.command(describe)
 app.command(bench)
+app.command(certs)
 app.command(serve)
 app.command(top)
 app.command(model)

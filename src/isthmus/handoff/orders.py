@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from isthmus.core.limits import MANIFEST_BYTES_MAX
+from isthmus.core.limits import MANIFEST_BYTES_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.handoff.request import Request, TokenId
 from isthmus.state.structs import GrantToken, Name, Token, WireStruct
 
@@ -12,21 +12,29 @@ __all__ = ["AbortOrder", "Ack", "ConfirmOrder", "ConfirmReply", "PrefillOrder", 
 
 
 class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
-    """Fill KV for a request's tokens, sample the next one, and offer the KV to `holder`, which has reserved for it."""
+    """Fill KV for a request's tokens, sample the next one, and offer the KV to `holder`, which has reserved for it.
+
+    The holder has the KV of the first `have_tokens` already: what is offered begins there.
+    """
 
     handoff: Token
     holder: Name
     holder_incarnation: Token
     request: Request
+    have_tokens: Annotated[int, Meta(ge=0, lt=TOKENS_PER_REQUEST_MAX)] = 0
 
 
 class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
-    """The next token, and the offer; there is none where that token ended the answer (`finish_reason`)."""
+    """The next token, and the offer; there is none where that token ended the answer (`finish_reason`).
+
+    The KV of the first `reused_tokens` was not computed for it, but kept from an earlier prompt.
+    """
 
     token: TokenId
     finish_reason: Annotated[str, Meta(pattern=r"^(stop|length)\Z")] | None
     manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
     prefill_ms: float
+    reused_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 class ConfirmOrder(WireStruct, frozen=True, kw_only=True, tag="confirm"):

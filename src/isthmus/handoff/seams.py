@@ -12,7 +12,7 @@ from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 
-__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled", "Producer"]
+__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled", "PrefixWriter", "Producer"]
 
 
 class Engine(Protocol):
@@ -30,12 +30,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefilled:
-    """A finished prefill: the token sampled after it, and the logical digest of each layer group's KV as filled."""
+    """A finished prefill: the token sampled after it, and the logical digest of each layer group's KV as filled.
+
+    `token_digests` are the same by group and token, from an engine that can begin behind a prefix.
+    """
 
     token: int
     finish_reason: str | None
     digests: tuple[Digest, ...]
     prefill_ms: float
+    token_digests: tuple[tuple[Digest, ...], ...] = ()
 
 
 class KVWriter(Engine, Protocol):
@@ -47,6 +51,19 @@ class KVWriter(Engine, Protocol):
 
     async def stop_prefill(self, handoff: HandoffId) -> None:
         """Return once the engine touches the hand-off's blocks no more: that is drain evidence."""
+        ...
+
+
+class PrefixWriter(KVWriter, Protocol):
+    """A producer's engine that can begin behind a prefix whose KV lies in its blocks."""
+
+    async def prefill_from(
+        self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId], *, computed_tokens: int
+    ) -> Prefilled:
+        """As `prefill`, but the KV of the first `computed_tokens` is in `blocks`: it is read and not written.
+
+        Digests are of the tokens from there on.
+        """
         ...
 
 

@@ -7,8 +7,11 @@ call is cancelled: a peer that is gone wants nothing any more.
 
 import asyncio
 import contextlib
+import functools
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,12 +22,15 @@ from isthmus.core.errors import (
     CapacityExceeded,
     FrameInvalid,
     IsthmusError,
+    NotAuthorised,
     PeerLost,
     error_named,
 )
 from isthmus.core.limits import (
+    CALL_BYTES_IN_FLIGHT_MAX,
     CALLS_IN_FLIGHT_MAX,
     CONTROL_FRAME_BYTES_MAX,
+    HELLO_BYTES_MAX,
     HELLO_MS_MAX,
     OFFER_BYTES_MAX,
     WRITE_BUFFER_BYTES_MAX,
@@ -33,8 +39,9 @@ from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.messages import LARGE, Failure, Message
 from isthmus.serve.running import report_bug
+from isthmus.transport.tls import HANDSHAKE_FAILED, Proof, Tls
 
-__all__ = ["Channel", "connect"]
+__all__ = ["Channel", "accepting", "connect"]
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +77,7 @@ class Channel:
         handler: Handler,
         posted: Posted,
     ) -> None:
+        """A connection that was accepted has not greeted yet, and may say little until it has."""
         self._reader = reader
         self._writer = writer
         self._clock = clock
@@ -77,6 +85,7 @@ class Channel:
         self._posted = posted
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._handling: set[asyncio.Task[None]] = set()
+        self._bytes_handling = 0
         self._next_id = 0
         self._closed: str | None = None
         self.heard_at: Instant = clock.now()
@@ -92,10 +101,10 @@ class Channel:
         reason = "the peer closed the connection"
         try:
             while not self.closed:
-                self._dispatch(await self._read_frame())
+                self._dispatch(*await self._read_frame())
         except (asyncio.IncompleteReadError, ConnectionError, OSError):
             pass
-        except FrameInvalid as error:
+        except (FrameInvalid, NotAuthorised) as error:
             reason = str(error)
             log.warning("frame_refused", peer=self.peer, reason=reason)
         finally:
@@ -157,10 +166,26 @@ class Channel:
     def _lost(self) -> PeerLost:
         return PeerLost(f"{self.peer or 'peer'}: {self._closed}", field="channel")
 
-    async def _read_frame(self) -> _Frame:
+    def prove(self, tls: Tls | None, claimed: str) -> Proof | None:
+        """What the peer's certificate says, which must be for the name it claims; None where TLS is off.
+
+        Raises:
+            NotAuthorised: it is for another name, or of another deployment.
+        """
+        return None if tls is None else tls.check_name(self._writer, claimed)
+
+    @property
+    def remote_host(self) -> str:
+        """The address that the peer connected from."""
+        name = self._writer.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else ""
+
+    async def _read_frame(self) -> tuple[_Frame, int]:
+        """The next frame and the bytes it took."""
         (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-        if length > OFFER_BYTES_MAX:
-            raise FrameInvalid(f"frame: {length} bytes, wanted at most {OFFER_BYTES_MAX}", field="frame")
+        bound = OFFER_BYTES_MAX if self.greeted else HELLO_BYTES_MAX
+        if length > bound:
+            raise FrameInvalid(f"frame: {length} bytes, wanted at most {bound}", field="frame")
         body = await self._reader.readexactly(length)
         self.heard_at = self._clock.now()
         try:
@@ -172,9 +197,9 @@ class Channel:
                 f"frame: {length} bytes of {type(frame.message).__name__}, wanted at most {CONTROL_FRAME_BYTES_MAX}",
                 field="frame",
             )
-        return frame
+        return frame, length
 
-    def _dispatch(self, frame: _Frame) -> None:
+    def _dispatch(self, frame: _Frame, size: int) -> None:
         if frame.kind == _POST:
             self._posted(self, frame.message)
         elif frame.kind == _ANSWER:
@@ -188,14 +213,23 @@ class Channel:
         elif frame.kind == _CALL:
             task = asyncio.create_task(self._handle(frame))
             self._handling.add(task)
-            task.add_done_callback(self._handling.discard)
+            self._bytes_handling += size
+            task.add_done_callback(functools.partial(self._handled, size))
         else:
             raise FrameInvalid(f"frame.kind: got {frame.kind}, wanted 0, 1 or 2", field="frame.kind")
 
+    def _handled(self, size: int, task: "asyncio.Task[None]") -> None:
+        self._handling.discard(task)
+        self._bytes_handling -= size
+
     async def _handle(self, frame: _Frame) -> None:
         try:
-            if len(self._handling) > CALLS_IN_FLIGHT_MAX:
-                raise CapacityExceeded(f"calls: more than {CALLS_IN_FLIGHT_MAX} under way on one channel")
+            if len(self._handling) > CALLS_IN_FLIGHT_MAX or self._bytes_handling > CALL_BYTES_IN_FLIGHT_MAX:
+                raise CapacityExceeded(
+                    f"calls: more than {CALLS_IN_FLIGHT_MAX}, or {CALL_BYTES_IN_FLIGHT_MAX} bytes of them, are under "
+                    "way on one channel",
+                    field="calls",
+                )
             answer = await self._handler(self, frame.message)
         except Bug as bug:
             answer = _failure_of(bug)
@@ -228,16 +262,44 @@ class Channel:
             self.close(f"the peer is too slow: more than {WRITE_BUFFER_BYTES_MAX} bytes wait for it")
 
 
+def accepting(tls: Tls | None) -> dict[str, Any]:
+    """What to give `asyncio.start_server` for connections that become channels."""
+    return {} if tls is None else {"ssl": tls.server, "ssl_handshake_timeout": HELLO_MS_MAX / 1000}
+
+
 async def connect(
-    host: str, port: int, clock: Clock, *, handler: Handler, posted: Posted, peer: str, deadline: Duration
+    host: str,
+    port: int,
+    clock: Clock,
+    *,
+    handler: Handler,
+    posted: Posted,
+    peer: str,
+    deadline: Duration,
+    tls: Tls | None = None,
 ) -> Channel:
-    """Open a channel. The caller runs it. Raises PeerLost where nobody listens there in time."""
+    """Open a channel to `peer`. The caller runs it.
+
+    Raises:
+        PeerLost: nobody listens there in time, or not with TLS.
+        NotAuthorised: who listens there proves another name than `peer`, or none that we believe.
+    """
+    opening = asyncio.open_connection(host, port, ssl=tls.client if tls is not None else None)
     try:
-        reader, writer = await within(clock, deadline, asyncio.open_connection(host, port), f"connect to {peer}")
+        reader, writer = await within(clock, deadline, opening, f"connect to {peer}")
+    except ssl.SSLCertVerificationError as error:
+        raise NotAuthorised(f"{peer} at {host}:{port}: {error.verify_message}", field="certificate") from error
+    except ssl.SSLError as error:
+        raise PeerLost(f"{peer} at {host}:{port}: {HANDSHAKE_FAILED}: {error.reason}", field="channel") from error
     except OSError as error:
         raise PeerLost(f"{peer} at {host}:{port}: {error.strerror or error}", field="channel") from error
     channel = Channel(reader, writer, clock, handler=handler, posted=posted)
-    channel.peer = peer
+    channel.peer, channel.greeted = peer, True  # it was we who chose whom to call
+    try:
+        channel.prove(tls, peer)
+    except NotAuthorised:
+        channel.close("it is not who was called")
+        raise
     return channel
 
 

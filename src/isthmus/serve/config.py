@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from isthmus.core.errors import ConfigInvalid
+from isthmus.core.errors import BadInput, ConfigInvalid
 from isthmus.core.ids import WorkerId
 from isthmus.core.limits import REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX
 from isthmus.core.units import GIB
 from isthmus.engines.embedded.config import EmbeddedConfig
+from isthmus.engines.launch.yaml_text import check_bounds
+from isthmus.serve.tls import GATEWAY, TlsConfig, TlsSetting, is_loopback
 
 __all__ = ["DeadlinesConfig", "GatewayConfig", "PoolConfig", "ServeConfig", "load_config", "parse_config"]
 
@@ -37,11 +39,15 @@ class _Config(BaseModel):
 class GatewayConfig(_Config):
     """Where the gateway listens (`port` for clients, `control_port` for workers), and how it treats requests.
 
+    `control_host` is where workers reach it, where that is another address than clients use. `allow_pins` lets any
+    client choose the workers of its request (X-Isthmus-Producer, X-Isthmus-Consumer): for drills, not for production.
     `max_tokens_default` is for chats that name none. A decode worker reserves blocks for a whole answer before it
     begins, so that it never runs out in mid-stream: an answer without a bound would keep others waiting.
     """
 
     host: str = "127.0.0.1"
+    control_host: str | None = None
+    allow_pins: bool = False
     port: Port = 8000
     control_port: Port = 8001
     requests_in_flight_max: Annotated[int, Field(ge=1, le=REQUESTS_IN_FLIGHT_MAX)] = 512
@@ -102,6 +108,7 @@ class ServeConfig(_Config):
     deadlines: DeadlinesConfig = DeadlinesConfig()
     lease_ms: Annotated[int, Field(ge=100, le=3_600_000)] = 10_000
     journal: Path | None = None
+    tls: TlsSetting = None
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -122,6 +129,28 @@ class ServeConfig(_Config):
         if self.gateway.port == self.gateway.control_port:
             raise ValueError(f"gateway.control_port: {self.gateway.control_port} is also gateway.port")
         return self
+
+    @model_validator(mode="after")
+    def _exposure(self) -> Self:
+        """Beyond loopback, workers prove who they are."""
+        if self.tls is not None:
+            return self
+        hosts = {"gateway.control_host" if self.gateway.control_host else "gateway.host": self.control_host}
+        hosts |= {f"pools[{index}].host": pool.host for index, pool in enumerate(self.pools)}
+        for field, host in hosts.items():
+            if not is_loopback(host):
+                names = " ".join(f"--worker {name}" for name in (GATEWAY, *(worker for worker, _ in self.workers())))
+                raise ValueError(
+                    f"tls: {field} is {host}, which is not loopback: set tls to {{ca, certificate, key}} (`isthmus "
+                    f"certs init certs` and `isthmus certs issue certs {names}` make them), or to `insecure` where "
+                    "nobody else is on that network"
+                )
+        return self
+
+    @property
+    def control_host(self) -> str:
+        """Where the gateway listens for workers."""
+        return self.gateway.control_host or self.gateway.host
 
     def workers(self) -> tuple[tuple[WorkerId, PoolConfig], ...]:
         """Every worker's name and pool."""
@@ -145,8 +174,11 @@ def load_config(path: Path) -> ServeConfig:
     except UnicodeDecodeError as error:
         raise ConfigInvalid(f"{path}: not UTF-8: {error.reason} at byte {error.start}", field="config") from None
     try:
+        check_bounds(path, text.encode(), field="config")
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except BadInput as error:
+        raise ConfigInvalid(str(error), field=error.field) from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that is none, say
         raise ConfigInvalid(f"{path}: not YAML: {error}", field="config") from None
     if not isinstance(raw, dict):
         raise ConfigInvalid(f"{path}: got {type(raw).__name__}, wanted a mapping with `pools`", field="config")
@@ -184,7 +216,7 @@ def _overlay(raw: dict[str, Any], environment: Any) -> dict[str, Any]:
             here = here[part]
         try:
             here[path[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigInvalid(f"{name}: {value!r} is not a YAML value", field=name) from None
     return laid
 
@@ -194,6 +226,8 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     kind: type[BaseModel] = ServeConfig
     if location[0] == "pools" and len(location) > 2:
         kind = PoolConfig
+    elif location[0] == "tls":
+        kind = TlsConfig
     elif location[0] in ("gateway", "deadlines") and len(location) > 1:
         kind = GatewayConfig if location[0] == "gateway" else DeadlinesConfig
     return sorted(kind.model_fields)

@@ -114,6 +114,14 @@ class EmbeddedKV:
 
     async def prefill(self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId]) -> Prefilled:
         """As `KVWriter.prefill`. Raises TransferFailed where it was stopped meanwhile."""
+        return await self.prefill_from(handoff, request, blocks, computed_tokens=0)
+
+    async def prefill_from(
+        self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId], *, computed_tokens: int
+    ) -> Prefilled:
+        """As `PrefixWriter.prefill_from`. A row does not depend on which step computes it, nor do those after it, so
+        what is filled behind a prefix is, bit for bit, what would be filled without one.
+        """
         start = self._clock.now()
         stream = self._async.submit(
             EngineRequest(
@@ -121,6 +129,7 @@ class EmbeddedKV:
                 token_ids=request.token_ids,
                 sampling=request.sampling,
                 block_ids=tuple(blocks),
+                computed_tokens=computed_tokens,
                 sampled_before=request.sampled,
                 stop_after_prefill=True,
                 exported=True,
@@ -138,6 +147,7 @@ class EmbeddedKV:
             token=output.token,
             finish_reason=output.finish_reason,
             digests=(output.digest,),
+            token_digests=(output.token_digests,),
             prefill_ms=(self._clock.now() - start) / 1e6,
         )
 

@@ -201,7 +201,7 @@ class EmbeddedEngine:
             self._scheduler.remove(request.request_id)
         elif prefilled:
             self._scheduler.to_decode(active)
-        digest, digest_range = self._prompt_digest(active) if prefilled and request.exported else (None, None)
+        filled = self._filled(active) if prefilled and request.exported else None
         return StepOutput(
             request_id=request.request_id,
             token=token,
@@ -209,8 +209,9 @@ class EmbeddedEngine:
             finish_reason=reason,
             prefilled=prefilled,
             done=done,
-            digest=digest,
-            digest_range=digest_range,
+            digest=None if filled is None else Digest(sum(filled[1]) % (1 << 64)),
+            digest_range=None if filled is None else filled[0],
+            token_digests=() if filled is None else filled[1],
         )
 
     def _finish_reason(self, active: Active, token: int) -> FinishReason | None:
@@ -219,7 +220,8 @@ class EmbeddedEngine:
             return "stop"
         return "length" if active.sampled >= sampling.max_tokens else None
 
-    def _prompt_digest(self, active: Active) -> tuple[Digest, TokenRange]:
+    def _filled(self, active: Active) -> tuple[TokenRange, tuple[Digest, ...]]:
+        """The tokens of the prompt that were computed here, and the digest of each."""
         tokens = TokenRange(start=active.request.computed_tokens, stop=len(active.request.token_ids))
-        total = sum(active.digests[position] for position in range(tokens.start, tokens.stop))
-        return Digest(total % (1 << 64)), tokens
+        positions = range(tokens.start, tokens.stop)
+        return tokens, tuple(Digest(active.digests[position] % (1 << 64)) for position in positions)

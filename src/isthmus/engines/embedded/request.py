@@ -91,6 +91,7 @@ class StepOutput:
     prefilled: this step computed the last of the prompt's KV.
     done: the request has left the engine, which will not touch its blocks again.
     digest, digest_range: with `prefilled` and an exported request, the logical digest of the KV computed here.
+    token_digests: the same by token, so that a part of it can be offered.
     error: the request has failed (and is done).
     """
 
@@ -102,4 +103,5 @@ class StepOutput:
     done: bool = False
     digest: Digest | None = None
     digest_range: TokenRange | None = None
+    token_digests: tuple[Digest, ...] = ()
     error: IsthmusError | None = field(default=None)

@@ -9,7 +9,7 @@ import yaml
 from isthmus.core.errors import BadInput
 from isthmus.core.limits import YAML_BYTES_MAX, YAML_DEPTH_MAX
 
-__all__ = ["read_yaml"]
+__all__ = ["check_bounds", "read_yaml"]
 
 
 def read_yaml(path: Path, kind: Any, *, hint: str, field: str) -> Any:
@@ -28,14 +28,14 @@ def read_yaml(path: Path, kind: Any, *, hint: str, field: str) -> Any:
     if data is None:
         raise BadInput(f"{path}: larger than {YAML_BYTES_MAX} bytes; {hint}", field=field)
     try:
-        _check(path, data, field)
+        check_bounds(path, data, field=field)
         return msgspec.yaml.decode(data, type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError, yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: {error}; {hint}", field=field) from None
 
 
-def _check(path: Path, data: bytes, field: str) -> None:
-    """Walk the events, which takes no stack, before anything is built of them."""
+def check_bounds(path: Path, data: bytes, *, field: str) -> None:
+    """Walk the events, which takes no stack, before anything is built of them. Raises BadInput, yaml.YAMLError."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(data, Loader=loader):

@@ -57,7 +57,7 @@ class Forks:
 
     async def __aenter__(self) -> Self:
         # One thread for each library: what they start at import would be lost in the fork.
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -7,13 +7,15 @@ that its logits are far from uniform and a greedy answer is one answer.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isthmus.core.clock import ManualClock
 from isthmus.core.errors import BadInput
 
-__all__ = ["MODELS", "Reference", "answer_alone", "prepare"]
+__all__ = ["CONTEXT_LENGTH", "KV_HEADS", "MODELS", "Reference", "answer_alone", "prepare"]
 
-MODELS = ("tiny", "smollm2")
+KV_HEADS = {"tiny": 2, "smollm2": 3}
+MODELS = tuple(KV_HEADS)
 
 VOCABULARY = 160
 SPECIAL = 3  # pad, begin, end
@@ -73,34 +75,33 @@ def _make_tiny(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=96,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_LENGTH,
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-        isthmus_revision="chaos",
-    )
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    fields: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 96,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": KV_HEADS["tiny"],
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+        "isthmus_revision": "chaos",
+    }
+    LlamaForCausalLM(LlamaConfig(**fields)).save_pretrained(folder)
     _save_tokenizer(folder)
 
 
 def _save_tokenizer(folder: Path) -> None:
     """One word for each id: text is of no interest here."""
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(SPECIAL, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
-    )
+    fast: Any = transformers.PreTrainedTokenizerFast
+    wrapped = fast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>")
     wrapped.save_pretrained(folder)

@@ -19,7 +19,7 @@ def demo_config(model: Path, folder: Path, *, heads: int) -> tuple[ServeConfig, 
     port, control_port = free_ports(2)
     raw: dict[str, Any] = {
         "model": str(model),
-        "gateway": {"port": port, "control_port": control_port},
+        "gateway": {"port": port, "control_port": control_port, "allow_pins": True},
         "pools": [
             {
                 "name": "prefill",

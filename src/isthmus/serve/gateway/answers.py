@@ -8,8 +8,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import BadInput, ContextTooLong, UnknownModel
+from isthmus.core.errors import BadInput, ContextTooLong, NotAuthorised, UnknownModel
 from isthmus.core.ids import TenantId, WorkerId
+from isthmus.core.limits import NAME_CHARS_MAX
 from isthmus.engines.text import TextStream
 from isthmus.handoff.request import Sampling
 from isthmus.serve.gateway.dispatch import Ask, Dispatcher
@@ -56,6 +57,7 @@ class Answerer:
         context_length: int,
         vocab_size: int,
         max_tokens_default: int,
+        allow_pins: bool = False,
     ) -> None:
         self._dispatcher = dispatcher
         self._tokenizer = tokenizer
@@ -65,6 +67,7 @@ class Answerer:
         self.context_length = context_length
         self._vocab_size = vocab_size
         self._max_tokens_default = max_tokens_default
+        self._allow_pins = allow_pins
         self._token_chars_max = max(len(token) for token in tokenizer.get_vocab())
 
     def prepare(self, body: CompletionRequest | ChatRequest, headers: Mapping[str, str]) -> Prepared:
@@ -72,6 +75,7 @@ class Answerer:
 
         Raises:
             UnknownModel, BadInput: the field is named.
+            NotAuthorised: it chooses its workers, and this deployment does not let clients.
             ContextTooLong: the prompt, or prompt and `max_tokens`, exceed the context.
         """
         if body.model != self.model:
@@ -89,8 +93,8 @@ class Answerer:
                 seed=int(self._clock.token()[:15], 16) if body.seed is None else body.seed,
                 ignore_eos=body.ignore_eos,
             ),
-            pin_producer=_pin(headers, "x-isthmus-producer"),
-            pin_consumer=_pin(headers, "x-isthmus-consumer"),
+            pin_producer=self._pin(headers, "x-isthmus-producer"),
+            pin_consumer=self._pin(headers, "x-isthmus-consumer"),
         )
         text = TextStream(self._tokenizer, body.stops)
         return Prepared(ask=ask, text=text, chat=chat, created=self._clock.unix_seconds())
@@ -167,6 +171,16 @@ class Answerer:
             raise BadInput(f"prompt: token id {max(ids)}, wanted less than {self._vocab_size}", field="prompt")
         return ids
 
+    def _pin(self, headers: Mapping[str, str], name: str) -> WorkerId | None:
+        value = headers.get(name)
+        if not value:
+            return None
+        if not self._allow_pins:
+            raise NotAuthorised(
+                f"{name}: clients do not choose workers here; `gateway: {{allow_pins: true}}` lets them", field=name
+            )
+        return WorkerId(value[:NAME_CHARS_MAX])
+
     def _bound(self, characters: int, field: str) -> None:
         """Refuse what cannot fit before it is tokenised: that takes seconds for megabytes, and others wait."""
         most = self.context_length * self._token_chars_max
@@ -186,8 +200,3 @@ class Answerer:
                 f"messages: this model's chat template does not take them: {error}", field="messages"
             ) from None
         return tuple(encoded["input_ids"])
-
-
-def _pin(headers: Mapping[str, str], name: str) -> WorkerId | None:
-    value = headers.get(name)
-    return WorkerId(value) if value else None

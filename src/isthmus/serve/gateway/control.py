@@ -4,17 +4,19 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import FrameInvalid, IsthmusError, PeerLost, Rejected
+from isthmus.core.errors import FrameInvalid, IsthmusError, NotAuthorised, PeerLost, Rejected
 from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX, HANDOFFS_REMEMBERED_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
-from isthmus.serve.channel import Channel
+from isthmus.serve.channel import Channel, accepting
+from isthmus.serve.gateway.addresses import Addresses
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry, Seat
 from isthmus.serve.messages import (
@@ -29,6 +31,7 @@ from isthmus.serve.messages import (
 )
 from isthmus.state.manifest import negotiate_version
 from isthmus.state.plan import TransformPlan
+from isthmus.transport.tls import Tls
 
 __all__ = ["Control"]
 
@@ -45,10 +48,12 @@ class Control:
         registry: Registry,
         clock: Clock,
         metrics: Metrics,
-        on_token: Any,
+        on_token: Callable[[TokenEvent, Seat], None],
         *,
         heartbeat: Duration,
         timeout: Duration,
+        addresses: Addresses,
+        tls: Tls | None = None,
     ) -> None:
         self._registry = registry
         self._clock = clock
@@ -56,13 +61,15 @@ class Control:
         self._on_token = on_token
         self._heartbeat = heartbeat
         self._timeout = timeout
+        self._addresses = addresses
+        self._tls = tls
         self._seats: dict[Channel, Seat] = {}
         self._connections = 0
         self._reports: dict[str, HandoffReport] = {}
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept workers on a bound socket, and watch them, until cancelled."""
-        server = await asyncio.start_server(self._accept, sock=listening)
+        server = await asyncio.start_server(self._accept, sock=listening, **accepting(self._tls))
         try:
             await self._watch()
         finally:
@@ -90,6 +97,8 @@ class Control:
         version = negotiate_version(message.schema_versions)
         channel.peer, channel.greeted = message.member.worker, True
         try:
+            channel.prove(self._tls, message.member.worker)
+            self._addresses.check(message.member, channel.remote_host)
             self._seats[channel] = self._registry.admit(message.member, channel)
         except Rejected as error:
             log.warning("worker_refused", worker=message.member.worker, field=error.field, reason=str(error))
@@ -103,10 +112,12 @@ class Control:
         if seat is None:
             raise FrameInvalid(f"post: {type(message).__name__} before Hello", field="post")
         if isinstance(message, TokenEvent):
-            self._on_token(message)
+            self._on_token(message, seat)
         elif isinstance(message, Pulse):
             seat.blocks = message.blocks
         elif isinstance(message, HandoffReport):
+            if message.consumer != seat.worker:
+                raise NotAuthorised(f"consumer: {seat.worker} reports for {message.consumer}", field="consumer")
             self._metrics.on_handoff(message)
             self._reports[message.handoff] = message
             while len(self._reports) > HANDOFFS_REMEMBERED_MAX:

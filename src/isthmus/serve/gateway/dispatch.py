@@ -19,6 +19,7 @@ from isthmus.core.errors import (
     ContextTooLong,
     IsthmusError,
     Lost,
+    NotAuthorised,
     PeerLost,
 )
 from isthmus.core.ids import WorkerId
@@ -63,6 +64,14 @@ class Ask:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stream:
+    """An attempt's tokens on their way, and the only worker that they may come from."""
+
+    consumer: Seat
+    events: "asyncio.Queue[TokenEvent | None]"
+
+
 class Dispatcher:
     """Places requests on workers and hands their tokens on."""
 
@@ -74,14 +83,21 @@ class Dispatcher:
         self._metrics = metrics
         self._attempts_max = attempts_max
         self._worker_wait = worker_wait
-        self._streams: dict[tuple[str, int], asyncio.Queue[TokenEvent | None]] = {}
+        self._streams: dict[tuple[str, int], _Stream] = {}
         self._calls: set[asyncio.Task[Message]] = set()
 
-    def on_token(self, event: TokenEvent) -> None:
-        """A worker's post. One that nobody waits for any more is dropped: its attempt was given up."""
+    def on_token(self, event: TokenEvent, seat: Seat) -> None:
+        """A worker's post. One that nobody waits for any more is dropped: its attempt was given up.
+
+        Raises:
+            NotAuthorised: it is about a request that another worker answers.
+        """
         stream = self._streams.get((event.request_id, event.attempt))
-        if stream is not None:
-            stream.put_nowait(event)
+        if stream is None:
+            return
+        if stream.consumer is not seat:
+            raise NotAuthorised(f"token: {seat.worker} does not answer this request", field="request_id")
+        stream.events.put_nowait(event)
 
     async def answer(self, ask: Ask) -> AsyncGenerator[TokenEvent]:
         """Tokens in order, each once; the last has a `finish_reason`. Close it to cancel the request.
@@ -125,7 +141,7 @@ class Dispatcher:
     async def _attempt(self, ask: Ask, producer: Seat, consumer: Seat) -> AsyncGenerator[TokenEvent]:
         request = ask.request()
         stream: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
-        self._streams[request.request_id, request.attempt] = stream
+        self._streams[request.request_id, request.attempt] = _Stream(consumer=consumer, events=stream)
         order = Generate(request=request, producer=producer.worker, producer_incarnation=producer.member.incarnation)
         call = asyncio.create_task(consumer.channel.call(order))
         call.add_done_callback(lambda _: stream.put_nowait(None))

@@ -13,6 +13,7 @@ from isthmus.core.units import Duration
 from isthmus.engines.embedded.shape import read_model_shape
 from isthmus.engines.text import load_tokenizer
 from isthmus.serve.config import ServeConfig
+from isthmus.serve.gateway.addresses import Addresses
 from isthmus.serve.gateway.answers import Answerer
 from isthmus.serve.gateway.app import build_app
 from isthmus.serve.gateway.control import Control
@@ -20,6 +21,7 @@ from isthmus.serve.gateway.dispatch import Dispatcher
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry
 from isthmus.serve.running import supervised
+from isthmus.serve.tls import GATEWAY, load_tls
 
 __all__ = ["serve_gateway"]
 
@@ -49,6 +51,8 @@ async def serve_gateway(config: ServeConfig, model: Path) -> None:
         dispatcher.on_token,
         heartbeat=Duration.of_ms(settings.heartbeat_ms),
         timeout=Duration.of_ms(settings.heartbeat_timeout_ms),
+        addresses=Addresses(config),
+        tls=load_tls(config.tls, GATEWAY),
     )
     lengths = [pool.context_length or shape.max_position_embeddings for pool in config.pools]
     answerer = Answerer(
@@ -60,10 +64,11 @@ async def serve_gateway(config: ServeConfig, model: Path) -> None:
         context_length=min(*lengths, shape.max_position_embeddings),
         vocab_size=shape.vocab_size,
         max_tokens_default=settings.max_tokens_default,
+        allow_pins=settings.allow_pins,
     )
     app = build_app(answerer, control, metrics, requests_in_flight_max=settings.requests_in_flight_max)
     listening = _bind(settings.host, settings.port, "gateway.port")
-    control_listening = _bind(settings.host, settings.control_port, "gateway.control_port")
+    control_listening = _bind(config.control_host, settings.control_port, "gateway.control_port")
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, lifespan="off", access_log=False)
     )

@@ -1,11 +1,17 @@
 """Prometheus metrics, named as vLLM names its own (`vllm:time_to_first_token_seconds` and the like)."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from isthmus.serve.messages import HandoffReport
+from isthmus.state.plan import Outcome
+from isthmus.transport.table import TRANSPORTS
 
 __all__ = ["Metrics"]
 
+OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+STAGES = ("reserve", "prefill", "plan", "transfer", "verify", "commit")
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -41,11 +47,17 @@ class Metrics:
         return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
 
     def on_handoff(self, report: HandoffReport) -> None:
-        self.handoffs.labels(report.outcome, report.transport).inc()
-        self.handoff_bytes.inc(report.wire_bytes)
-        for stage, ms in report.stage_ms.items():
-            self.handoff_stage.labels(stage).observe(ms / 1000)
+        """Labels are of known sets: what a worker says must not make a series of its own each time."""
+        self.handoffs.labels(_one_of(report.outcome, OUTCOMES), _one_of(report.transport, TRANSPORTS)).inc()
+        self.handoff_bytes.inc(max(0, report.wire_bytes))
+        for stage in STAGES:
+            if stage in report.stage_ms:
+                self.handoff_stage.labels(stage).observe(report.stage_ms[stage] / 1000)
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
+
+
+def _one_of(value: str, known: Collection[str]) -> str:
+    return value if value in known else "other"

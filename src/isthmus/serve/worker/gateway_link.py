@@ -13,8 +13,10 @@ from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel, Handler, connect
 from isthmus.serve.messages import CancelRequest, Fenced, Hello, Member, Members, Message, Pulse, Welcome
 from isthmus.serve.running import supervised
+from isthmus.serve.tls import GATEWAY
 from isthmus.serve.worker.membership import Membership
 from isthmus.state.manifest import SCHEMA_VERSIONS_SPOKEN
+from isthmus.transport.tls import Tls
 
 __all__ = ["GatewayLink"]
 
@@ -40,6 +42,7 @@ class GatewayLink:
         on_cancel: Callable[[CancelRequest], None],
         blocks: Callable[[], dict[str, int]],
         name_wait: Duration,
+        tls: Tls | None = None,
     ) -> None:
         """`name_wait`: how long to ask again where the name is still held by a life before this one."""
         self._member = member
@@ -51,6 +54,7 @@ class GatewayLink:
         self._on_cancel = on_cancel
         self._blocks = blocks
         self._name_wait = name_wait
+        self._tls = tls
         self._channel: Channel | None = None
 
     def post(self, message: Message) -> None:
@@ -90,8 +94,9 @@ class GatewayLink:
             self._clock,
             handler=self._handler,
             posted=self._posted,
-            peer="gateway",
+            peer=GATEWAY,
             deadline=CONNECT_DEADLINE,
+            tls=self._tls,
         )
         running = asyncio.create_task(channel.run())
         try:

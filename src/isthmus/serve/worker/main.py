@@ -11,10 +11,11 @@ from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
 from isthmus.handoff.producer import ProducerSide
 from isthmus.ownership.consumer import DestinationOwner
+from isthmus.ownership.journal import Side
 from isthmus.ownership.leases import reap_forever
 from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.protocol.drain import TransportKind
-from isthmus.serve.channel import Channel
+from isthmus.serve.channel import Channel, accepting
 from isthmus.serve.config import ServeConfig
 from isthmus.serve.messages import Generate, Message
 from isthmus.serve.running import supervised
@@ -24,7 +25,7 @@ from isthmus.serve.worker.peers import Peers
 from isthmus.serve.worker.prefill import PrefillService
 from isthmus.serve.worker.process import Process
 from isthmus.transport.base import Endpoint, transport_name
-from isthmus.transport.select import Route, choose
+from isthmus.transport.select import choose
 from isthmus.transport.shm import SharedMemory
 from isthmus.transport.table import open_exporters, open_readers
 
@@ -54,6 +55,7 @@ async def serve_worker(config: ServeConfig, worker: WorkerId, model: Path) -> No
 
 async def _serve_prefill(process: Process) -> None:
     """Lend, listen for consumers, register."""
+    journal = process.journal(Side.PRODUCER, sole_tenant=TENANT)
     owner = SourceOwner(
         ledger=process.ledger,
         capacity=process.capacity,
@@ -63,6 +65,7 @@ async def _serve_prefill(process: Process) -> None:
         lease=Duration.of_ms(process.config.lease_ms),
         transport=_riskiest(process.transports),
         sole_tenant=TENANT,
+        journal=journal,
     )
     side = ProducerSide(
         process.engine,
@@ -72,7 +75,12 @@ async def _serve_prefill(process: Process) -> None:
         wait=Duration.of_ms(process.config.deadlines.prefill_ms),
     )
     service = PrefillService(
-        side, process.membership, process.clock, worker=process.worker, incarnation=process.incarnation
+        side,
+        process.membership,
+        process.clock,
+        worker=process.worker,
+        incarnation=process.incarnation,
+        tls=process.tls,
     )
 
     async def called(_: Channel, message: Message) -> Message:
@@ -80,9 +88,10 @@ async def _serve_prefill(process: Process) -> None:
 
     exporters = open_exporters(process.transports, process.transport, process.engine.lender, owner)
     try:
-        server = await asyncio.start_server(service.accept, process.pool.host, 0)
+        server = await asyncio.start_server(service.accept, process.pool.host, process.port, **accepting(process.tls))
     except OSError as error:
-        raise ConfigInvalid(f"host: {process.pool.host}: {error.strerror or error}", field="host") from None
+        where = f"{process.pool.host}:{process.port}"
+        raise ConfigInvalid(f"pools.port: {where}: {error.strerror or error}", field="port") from None
     try:
         endpoints = [await exporter.start() for exporter in exporters.values()]
         link = process.link(called, port=server.sockets[0].getsockname()[1], endpoints=endpoints)
@@ -92,10 +101,12 @@ async def _serve_prefill(process: Process) -> None:
         server.close()
         for exporter in exporters.values():
             await exporter.close()
+        process.end(journal)
 
 
 async def _serve_decode(process: Process) -> None:
     """Register, and take requests."""
+    journal = process.journal(Side.CONSUMER)
     owner = DestinationOwner(
         ledger=process.ledger,
         capacity=process.capacity,
@@ -103,6 +114,7 @@ async def _serve_decode(process: Process) -> None:
         worker=process.worker,
         incarnation=process.incarnation,
         transport=_riskiest(process.transports),
+        journal=journal,
     )
     routes = _Routes(process)
     consumer = ConsumerSide(
@@ -114,7 +126,9 @@ async def _serve_decode(process: Process) -> None:
         incarnation=process.incarnation,
         deadlines=_deadlines(process.config),
     )
-    peers = Peers(process.membership, process.clock, worker=process.worker, incarnation=process.incarnation)
+    peers = Peers(
+        process.membership, process.clock, worker=process.worker, incarnation=process.incarnation, tls=process.tls
+    )
     service = DecodeService(
         process.engine,
         consumer,
@@ -134,6 +148,7 @@ async def _serve_decode(process: Process) -> None:
         await link.run()
     finally:
         await routes.close()
+        process.end(journal)
 
 
 class _Routes:
@@ -149,13 +164,13 @@ class _Routes:
     def peer(self, worker: WorkerId, incarnation: Incarnation) -> Peer:
         """Raises PeerLost where it is no member, Unsupported where no transport reaches it."""
         member = self._membership.find(worker, incarnation)
-        route: Route = choose(member.endpoints, self._readers, self._preferred)
+        route = choose(member.endpoints, self._readers, self._preferred)
         self._used[worker, incarnation] = route.endpoint
         return Peer(
             identity=member.identity,
             representation=member.representation,
             endpoint=route.endpoint,
-            reader=route.reader,
+            reader=route.mover,
         )
 
     async def _forget(self, worker: WorkerId, incarnation: Incarnation) -> None:

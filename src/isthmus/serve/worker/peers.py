@@ -11,6 +11,7 @@ from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, 
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
+from isthmus.transport.tls import Tls
 
 __all__ = ["Peers", "RemoteProducer"]
 
@@ -47,11 +48,20 @@ class RemoteProducer:
 class Peers:
     """Producers by life."""
 
-    def __init__(self, membership: Membership, clock: Clock, *, worker: WorkerId, incarnation: Incarnation) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        clock: Clock,
+        *,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        tls: Tls | None = None,
+    ) -> None:
         self._membership = membership
         self._clock = clock
         self._worker = worker
         self._incarnation = incarnation
+        self._tls = tls
         self._channels: dict[tuple[WorkerId, Incarnation], asyncio.Task[Channel]] = {}
         self._running: set[asyncio.Task[None]] = set()
         membership.on_fenced(self._fenced)
@@ -83,6 +93,7 @@ class Peers:
             posted=_refuse_post,
             peer=worker,
             deadline=CONNECT_DEADLINE,
+            tls=self._tls,
         )
         running = asyncio.create_task(channel.run())
         self._running.add(running)

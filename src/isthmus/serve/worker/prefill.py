@@ -3,9 +3,9 @@
 import asyncio
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import FrameInvalid, NotAuthorised, PeerLost
+from isthmus.core.errors import CapacityExceeded, FrameInvalid, NotAuthorised, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
-from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX
+from isthmus.core.limits import CHANNELS_PER_PEER_MAX, CONNECTIONS_PER_EXPORTER_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, RenewOrder
@@ -14,6 +14,7 @@ from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.channel import Channel
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
+from isthmus.transport.tls import Proof, Tls
 
 __all__ = ["PrefillService"]
 
@@ -31,13 +32,16 @@ class PrefillService:
         *,
         worker: WorkerId,
         incarnation: Incarnation,
+        tls: Tls | None = None,
     ) -> None:
         self._side = side
         self._membership = membership
         self._clock = clock
         self._worker = worker
         self._incarnation = incarnation
+        self._tls = tls
         self._holders: dict[Channel, tuple[WorkerId, Incarnation]] = {}
+        self._proofs: dict[Channel, Proof | None] = {}
         self._running: dict[Channel, asyncio.Task[None] | None] = {}
         membership.on_fenced(self._fenced)
         membership.on_exited(self._exited)
@@ -53,6 +57,7 @@ class PrefillService:
             await channel.serve()
         finally:
             self._holders.pop(channel, None)
+            self._proofs.pop(channel, None)
             self._running.pop(channel, None)
 
     async def _handle(self, channel: Channel, message: Message) -> Message:
@@ -82,6 +87,9 @@ class PrefillService:
                 f"to: {hello.to} of another incarnation was meant, this is {self._worker}", field="to_incarnation"
             )
         holder = (WorkerId(hello.worker), Incarnation(hello.incarnation))
+        self._proofs[channel] = channel.prove(self._tls, holder[0])
+        if sum(held == holder for held in self._holders.values()) >= CHANNELS_PER_PEER_MAX:
+            raise CapacityExceeded(f"channels: {CHANNELS_PER_PEER_MAX} of {holder[0]} are open", field="channels")
         await within(self._clock, MEMBERSHIP_DEADLINE, self._membership.wait_for(*holder), f"membership of {holder[0]}")
         channel.peer, channel.greeted = holder[0], True
         self._holders[channel] = holder
@@ -91,6 +99,9 @@ class PrefillService:
         """A peer speaks for itself only."""
         if (order.holder, order.holder_incarnation) != self._holders[channel]:
             raise NotAuthorised(f"holder: {self._holders[channel][0]} cannot speak for {order.holder}", field="holder")
+        proof = self._proofs.get(channel)
+        if proof is not None and isinstance(order, PrefillOrder):
+            proof.check_tenant(order.request.tenant_id())  # I7
 
     def _posted(self, channel: Channel, message: Message) -> None:
         raise FrameInvalid(f"post: a consumer does not post {type(message).__name__}", field="post")

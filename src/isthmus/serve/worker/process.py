@@ -18,6 +18,7 @@ from isthmus.serve.channel import Handler
 from isthmus.serve.config import PoolConfig, ServeConfig
 from isthmus.serve.messages import CancelRequest, Member, Message, Snapshot, SnapshotOrder
 from isthmus.serve.processes import this_process
+from isthmus.serve.tls import load_tls
 from isthmus.serve.worker.gateway_link import GatewayLink
 from isthmus.serve.worker.membership import Membership
 from isthmus.transport.base import Endpoint, PeerId
@@ -42,6 +43,7 @@ class Process:
         self.engine = engine
         self.clock = SystemClock()
         self.incarnation = Incarnation(self.clock.token())
+        self.tls = load_tls(config.tls, worker)
         self.membership = Membership()
         self.ledger = Ledger(
             num_blocks=pool.num_blocks, block_bytes=engine.block_bytes, staging_bytes=pool.staging_bytes
@@ -55,6 +57,7 @@ class Process:
             tcp_port=self._numbered(pool.tcp_port),
             tcp_advertised_host=pool.advertised_host,
             tcp_advertised_port=self._numbered(pool.advertised_tcp_port) or None,
+            tls=self.tls,
         )
 
     @property
@@ -90,11 +93,12 @@ class Process:
             member,
             self.membership,
             self.clock,
-            host=self.config.gateway.host,
+            host=self.config.control_host,
             port=self.config.gateway.control_port,
             handler=handler,
             on_cancel=on_cancel,
             blocks=self._blocks,
+            tls=self.tls,
             name_wait=Duration.of_ms(NAME_WAIT_TIMEOUTS * self.config.gateway.heartbeat_timeout_ms),
         )
 
@@ -121,6 +125,11 @@ class Process:
             began_unix_seconds=self.clock.unix_seconds(),
         )
         return JournalWriter(self.config.journal, header)
+
+    def end(self, journal: JournalWriter | None) -> None:
+        """This life has come to its end by itself."""
+        if journal is not None:
+            journal.close(at=self.clock.now(), blocks_held=self.ledger.held().blocks)
 
     def _numbered(self, first: int | None) -> int:
         """This worker's port, where its pool's first one has `first`; 0 where it has none."""

@@ -151,18 +151,30 @@ def _mapped(target: Target, endpoint: ShmEndpoint) -> Iterator[memoryview]:
 
 def _open_image(target: Target, endpoint: ShmEndpoint) -> int:
     """Found by its name among the consumer's descriptors: nobody says a number, so nobody can say a wrong one."""
-    folder = f"/proc/{endpoint.pid}/fd"
-    wanted = f"/memfd:{image_name(target)} "
+    sealed = False
     try:
-        for name in os.listdir(folder):
-            path = f"{folder}/{name}"
-            try:
-                if os.readlink(path).startswith(wanted):
-                    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # closed while we looked
+        for path in _descriptors_named(f"/memfd:{image_name(target)} ", endpoint):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if not fcntl.fcntl(fd, F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+                return fd
+            os.close(fd)
+            sealed = True
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise PeerLost(f"endpoint.pid: process {endpoint.pid} has ended", field="endpoint.pid") from error
+        raise PeerLost("endpoint.pid: the consumer, or its image, has just gone", field="endpoint.pid") from error
     except OSError as error:
         raise TransferFailed(f"endpoint: cannot open the consumer's image: {error}", field="endpoint") from error
+    if sealed:
+        raise StaleEpoch("grant: its image has been sealed", field="grant")
     raise GrantUnknown("grant: no image is exposed under it for this writer, epoch and shape", field="grant")
+
+
+def _descriptors_named(prefix: str, endpoint: ShmEndpoint) -> Iterator[str]:
+    folder = f"/proc/{endpoint.pid}/fd"
+    for name in os.listdir(folder):
+        path = f"{folder}/{name}"
+        try:
+            found = os.readlink(path)
+        except FileNotFoundError:
+            continue  # closed while we looked
+        if found.startswith(prefix):
+            yield path

@@ -19,17 +19,19 @@ from isthmus.transport.images import allocate_image, check_target, pieces_of
 from isthmus.transport.tcp._frames import Ready, Written, decode_write, encode_frame
 from isthmus.transport.tcp._server import FRAME_DURATION_MAX, TcpServer
 from isthmus.transport.tcp._stream import Stream
+from isthmus.transport.tls import Tls
 
 __all__ = ["TcpImporter"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Exposed:
-    """A target, its image, and the conversations that receive into it."""
+    """A target, its image, and the conversations that receive into it. Not open: it is being withdrawn."""
 
     target: Target
     image: Mapping[RegionId, memoryview]
     receiving: set["asyncio.Task[None]"] = field(default_factory=set)
+    open: bool = True
 
 
 class TcpImporter(TcpServer):
@@ -45,33 +47,38 @@ class TcpImporter(TcpServer):
         port: int = 0,
         advertised_host: str | None = None,
         advertised_port: int | None = None,
+        tls: Tls | None = None,
     ) -> None:
         super().__init__(
-            identity, clock, host=host, port=port, advertised_host=advertised_host, advertised_port=advertised_port
+            identity,
+            clock,
+            host=host,
+            port=port,
+            advertised_host=advertised_host,
+            advertised_port=advertised_port,
+            tls=tls,
         )
         self._guard = guard
         self._exposed: dict[GrantId, _Exposed] = {}
-        self._ending: dict[GrantId, _Exposed] = {}
 
     def expose(self, target: Target) -> Mapping[RegionId, memoryview]:
-        if target.grant in self._exposed or target.grant in self._ending:
+        if target.grant in self._exposed:
             raise Bug("grant: it has a target already", field="grant")
         exposed = _Exposed(target=target, image=allocate_image(target))
         self._exposed[target.grant] = exposed
         return exposed.image
 
     async def withdraw(self, grant: GrantId) -> bool:
-        exposed = self._exposed.pop(grant, None)
-        if exposed is not None:
-            self._ending[grant] = exposed
-        exposed = self._ending.get(grant)
+        exposed = self._exposed.get(grant)
         if exposed is None:
             return True
-        for conversation in exposed.receiving:
+        exposed.open = False
+        receiving = tuple(exposed.receiving)
+        for conversation in receiving:
             conversation.cancel()
-        while exposed.receiving:
-            await settle(next(iter(exposed.receiving)))
-        self._ending.pop(grant, None)
+        for conversation in receiving:
+            await settle(conversation)
+        self._exposed.pop(grant, None)
         return True
 
     async def close(self) -> None:
@@ -98,8 +105,7 @@ class TcpImporter(TcpServer):
             receiving = self._receive(stream, frame.write, exposed.image)
             await within(self._clock, Duration.of_ms(frame.deadline_ms), receiving, "write")
         finally:
-            if not conversation.cancelling():
-                exposed.receiving.discard(conversation)
+            exposed.receiving.discard(conversation)
         await stream.send(encode_frame(Written(size_bytes=frame.write.size_bytes)))
 
     def _admit(self, write: BlockWrite, peer: PeerId) -> _Exposed:
@@ -108,7 +114,7 @@ class TcpImporter(TcpServer):
             raise NotAuthorised(f"writer: {target.writer}, but {peer.worker} said hello", field="writer")
         self._guard.check_write(target.grant, target.epoch, target.writer)
         exposed = self._exposed.get(target.grant)
-        if exposed is None:
+        if exposed is None or not exposed.open:
             raise GrantUnknown("grant: nothing is exposed under it", field="grant")
         check_target(write, exposed.target)
         return exposed

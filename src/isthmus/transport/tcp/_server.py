@@ -21,6 +21,7 @@ from isthmus.core.errors import (
 )
 from isthmus.core.limits import (
     CONNECTIONS_PER_EXPORTER_MAX,
+    CONNECTIONS_PER_PEER_MAX,
     CONTROL_FRAME_BYTES_MAX,
     FRAME_MS_MAX,
     NAME_CHARS_MAX,
@@ -30,10 +31,15 @@ from isthmus.core.waiting import settle, within
 from isthmus.transport.base import Endpoint, PeerId, TcpEndpoint
 from isthmus.transport.tcp._frames import PROTOCOL_VERSION, Refusal, Welcome, decode_hello, encode_frame
 from isthmus.transport.tcp._stream import Stream
+from isthmus.transport.tls import Tls
 
 __all__ = ["FRAME_DURATION_MAX", "TcpServer"]
 
 FRAME_DURATION_MAX = Duration.of_ms(FRAME_MS_MAX)
+CONNECTIONS_OF_PEER_MAX = 2 * CONNECTIONS_PER_PEER_MAX
+"""Twice what a peer opens: those that it has aborted may not have been noticed yet. Each serves one request at a time,
+so this also bounds the reads and bytes that one peer can have in flight.
+"""
 
 
 class TcpServer(ABC):
@@ -48,19 +54,28 @@ class TcpServer(ABC):
         port: int = 0,
         advertised_host: str | None = None,
         advertised_port: int | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._identity = identity
         self._clock = clock
         self._host, self._port = host, port
         self._advertised_host = advertised_host or host
         self._advertised_port = advertised_port
+        self._tls = tls
+        self._greeted: dict[Stream, PeerId] = {}
         self._server: asyncio.Server | None = None
         self._conversations: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Endpoint:
         """Raises OSError where the address is not to be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Stream(self._accept), self._host, self._port)
+        self._server = await loop.create_server(
+            lambda: Stream(self._accept),
+            self._host,
+            self._port,
+            ssl=None if self._tls is None else self._tls.server,
+            ssl_handshake_timeout=None if self._tls is None else FRAME_DURATION_MAX.seconds,
+        )
         port = self._advertised_port or self._server.sockets[0].getsockname()[1]
         return TcpEndpoint(host=self._advertised_host, port=port, peer=self._identity)
 
@@ -107,6 +122,7 @@ class TcpServer(ABC):
             await self._refuse(stream, error)
             await stream.finish()
         finally:
+            self._greeted.pop(stream, None)
             if not stream.closed:
                 stream.abort()
 
@@ -119,6 +135,11 @@ class TcpServer(ABC):
             raise FrameInvalid(f"version: {hello.version}, spoken here: {PROTOCOL_VERSION}", field="version")
         if hello.server != self._identity:
             raise NotAuthorised("server: another worker, or another life of it, lives here", field="server")
+        if self._tls is not None:
+            self._tls.check_name(stream, hello.reader.worker)
+        if sum(peer == hello.reader for peer in self._greeted.values()) >= CONNECTIONS_OF_PEER_MAX:
+            raise CapacityExceeded(f"connections: {CONNECTIONS_OF_PEER_MAX} of this peer are open", field="connections")
+        self._greeted[stream] = hello.reader
         await stream.send(encode_frame(Welcome(version=PROTOCOL_VERSION, server=self._identity)))
         return hello.reader
 

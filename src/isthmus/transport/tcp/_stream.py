@@ -34,8 +34,10 @@ class Stream(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # "Flushed" means that nothing is left in the process: a chunk's buffer can be filled again.
-        self._transport.set_write_buffer_limits(high=0)
+        # "Flushed" means that nothing is left in the process: a chunk's buffer can be filled again. TLS has made a copy
+        # by then; there, a limit of 0 would pause writing with nothing written.
+        encrypted = self._transport.get_extra_info("ssl_object") is not None
+        self._transport.set_write_buffer_limits(high=1 if encrypted else 0)
         self._transport.pause_reading()
         if self._on_connect is not None:
             self._on_connect(self)
@@ -68,6 +70,10 @@ class Stream(asyncio.BufferedProtocol):
                 waiter.set_exception(self._lost(error))
 
     # ---- what we call
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """What asyncio knows of the connection; `ssl_object` where it is TLS."""
+        return default if self._transport is None else self._transport.get_extra_info(name, default)
 
     async def receive(self, into: memoryview) -> None:
         """Fill `into`, all of it.

@@ -1,0 +1,105 @@
+"""Which fault comes next: drawn from the seed, within the numbers that were asked for, two at a time now and then."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from isthmus.core.clock import Clock
+from isthmus.core.units import Duration
+from isthmus.lab.chaos.chance import Chance
+from isthmus.lab.chaos.fleet import Fleet
+from isthmus.lab.chaos.proxy import FaultProxy, LinkFault
+
+__all__ = ["Faults"]
+
+GATEWAY_SHARE, DOUBLE_SHARE, LINK_SHARE = 0.07, 0.12, 0.2
+STOP_SHORTEST = Duration.of_ms(100)
+STOP_LONGEST_LEASES = 4
+LINK_SHORTEST, LINK_LONGEST = Duration.of_ms(50), Duration.of_ms(2_500)
+RETRY = Duration.of_ms(20)
+
+
+class Faults:
+    """Deals `sigkills` and `sigstops` over `duration`, with link faults between them."""
+
+    def __init__(
+        self, fleet: Fleet, links: Mapping[str, FaultProxy], chance: Chance, clock: Clock, *, lease: Duration
+    ) -> None:
+        self._fleet = fleet
+        self._links = links
+        self._chance = chance
+        self._clock = clock
+        self._stop_longest = lease * STOP_LONGEST_LEASES
+        self._lasting: set[asyncio.Task[object]] = set()
+        self.dealt: Counter[str] = Counter()
+
+    async def deal(self, *, sigkills: int, sigstops: int, duration: Duration) -> None:
+        """Returns when the last has been dealt and has passed."""
+        left = {"sigkill": sigkills, "sigstop": sigstops}
+        pause = duration / max(1, sigkills + sigstops)
+        while any(left.values()):
+            start = self._clock.now()
+            await self._one(left)
+            if self._chance.happens(DOUBLE_SHARE) and any(left.values()):
+                self.dealt["double"] += 1
+                await self._one(left)
+            if self._links and self._chance.happens(LINK_SHARE):
+                self._link_fault()
+            spent = Duration(self._clock.now() - start)
+            if spent < pause:
+                await self._clock.sleep(Duration(pause.ns - spent.ns))
+        if self._lasting:
+            await asyncio.wait(self._lasting)
+
+    async def _one(self, left: dict[str, int]) -> None:
+        kind = self._chance.pick([kind for kind, count in left.items() for _ in range(count)])
+        left[kind] -= 1
+        if kind == "sigkill":
+            await self._kill()
+        else:
+            await self._stop()
+
+    async def _kill(self) -> None:
+        while True:
+            name = self._victim()
+            if self._fleet.lives(name) and self._fleet.kill(name):
+                break
+            await self._clock.sleep(RETRY)
+        self.dealt["sigkill"] += 1
+        self.dealt[f"sigkill.{_role(name)}"] += 1
+
+    async def _stop(self) -> None:
+        duration = self._chance.duration(STOP_SHORTEST, self._stop_longest)
+        while True:
+            name = self._victim()
+            if self._fleet.lives(name) and not self._fleet.frozen(name):
+                break
+            await self._clock.sleep(RETRY)
+        self.dealt["sigstop"] += 1
+        self.dealt[f"sigstop.{_role(name)}"] += 1
+        self._last(self._fleet.freeze(name, duration))
+
+    def _victim(self) -> str:
+        if self._chance.happens(GATEWAY_SHARE):
+            return "gateway"
+        return self._chance.pick([name for name in self._fleet.names if name != "gateway"])
+
+    def _link_fault(self) -> None:
+        name, fault = self._chance.pick(sorted(self._links)), self._chance.pick(list(LinkFault))
+        self.dealt[f"link.{fault}"] += 1
+        self._last(self._harm(self._links[name], fault, self._chance.duration(LINK_SHORTEST, LINK_LONGEST)))
+
+    async def _harm(self, link: FaultProxy, fault: LinkFault, duration: Duration) -> None:
+        link.suffer(fault)
+        await self._clock.sleep(duration)
+        link.heal()
+
+    def _last(self, fault: Coroutine[Any, Any, object]) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(fault)
+        self._lasting.add(task)
+        task.add_done_callback(self._lasting.discard)
+
+
+def _role(name: str) -> str:
+    return name.partition("-")[0]

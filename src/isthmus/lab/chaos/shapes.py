@@ -1,0 +1,108 @@
+"""The deployment under chaos: three producers and three consumers, no two alike, by shared memory and by TCP.
+
+KV is bfloat16 everywhere, so that every pair is lossless and every greedy answer is one answer. Leases and heartbeats
+are short: a fault has run its course within seconds. One producer and one consumer are reached through fault proxies.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isthmus.core.units import Duration
+from isthmus.lab.chaos.model import CONTEXT_LENGTH
+from isthmus.lab.demo.deployment import free_ports
+from isthmus.serve.config import ServeConfig, parse_config
+
+__all__ = ["LEASE", "Link", "Shape", "shape_of"]
+
+LEASE = Duration.of_ms(1_000)
+HEARTBEAT_MS = 200
+HEARTBEAT_TIMEOUT_MS = 1_000
+
+PROXIED_PRODUCER = "prefill-sharded-0"
+PROXIED_CONSUMER = "decode-cross-0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A connection that goes through a fault proxy: who dials `listens` reaches `target`."""
+
+    name: str
+    listens: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A deployment's file, its links, and what single members find in their environment."""
+
+    config: ServeConfig
+    path: Path
+    links: tuple[Link, ...]
+    environment: dict[str, dict[str, str]]
+
+
+def shape_of(model: Path, folder: Path, *, heads: int) -> Shape:
+    """Write the file; `heads` is the model's number of KV heads."""
+    port, control, own, own_tcp, *proxies = free_ports(8)
+    links = tuple(
+        Link(name=name, listens=listens, target=target)
+        for name, listens, target in zip(
+            (f"{PROXIED_PRODUCER}.orders", f"{PROXIED_PRODUCER}.kv", "gateway.producer", "gateway.consumer"),
+            proxies,
+            (own, own_tcp, control, control),
+            strict=True,
+        )
+    )
+    through_proxy = {
+        "transports": ["tcp"],
+        "port": own,
+        "tcp_port": own_tcp,
+        "advertised_port": links[0].listens,
+        "advertised_tcp_port": links[1].listens,
+    }
+    raw: dict[str, Any] = {
+        "model": str(model),
+        "gateway": {
+            "port": port,
+            "control_port": control,
+            "heartbeat_ms": HEARTBEAT_MS,
+            "heartbeat_timeout_ms": HEARTBEAT_TIMEOUT_MS,
+            "worker_wait_ms": 3_000,
+        },
+        "deadlines": {"reserve_ms": 5_000, "prefill_ms": 5_000, "transfer_ms": 3_000, "confirm_ms": 1_000},
+        "lease_ms": round(LEASE.ms),
+        "journal": str(folder / "journals"),
+        "pools": [
+            _pool("prefill-nhd", "prefill", kv_layout="NHD", kv_order="kv_outer", block_size=16),
+            _pool("prefill-sharded", "prefill", block_size=32, tp_size=heads, kv_layout="HND", **through_proxy),
+            _pool("prefill-cross", "prefill", kv_layout="BLHNC", kv_order="packed_c", block_size=8),
+            _pool("decode-hnd", "decode", kv_layout="HND", kv_order="packed_c", block_size=64, tp_size=heads),
+            _pool("decode-cross", "decode", kv_layout="BLHNC", kv_order="packed_c", block_size=8, transports=["tcp"]),
+            _pool("decode-nhd", "decode", kv_layout="NHD", kv_order="kv_outer", block_size=16),
+        ],
+    }
+    path = folder / "deployment.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    environment = {
+        PROXIED_PRODUCER: {"ISTHMUS_GATEWAY__CONTROL_PORT": str(links[2].listens)},
+        PROXIED_CONSUMER: {"ISTHMUS_GATEWAY__CONTROL_PORT": str(links[3].listens)},
+    }
+    return Shape(config=parse_config(raw, where=str(path)), path=path, links=links, environment=environment)
+
+
+POOL_TOKENS = 4_096
+
+
+def _pool(name: str, role: str, *, block_size: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": role,
+        "kv_cache_dtype": "bfloat16",
+        "context_length": CONTEXT_LENGTH,
+        "block_size": block_size,
+        "num_blocks": POOL_TOKENS // block_size,
+        **fields,
+    }
