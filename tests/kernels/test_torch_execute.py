@@ -205,9 +205,9 @@ def test_one_bit_position_flipped_in_several_words_of_a_row_changes_its_digest(b
 def test_torchs_digest_is_the_references_anywhere(layers, token, head, field, row_bytes, seed):
     raw = np.random.default_rng(seed).integers(0, 256, (len(layers), 3, 2, row_bytes), dtype=np.uint8)
     key = seed * 0x9E3779B97F4A7C15 % 2**64
-    found = torch_digest.row_digests(
-        torch.from_numpy(raw), field_index=field, layers=layers, token_start=token, head_start=head, key=key
-    )
+    place = {"field_index": field, "layers": layers, "token_start": token, "head_start": head, "key": key}
+    found = torch_digest.row_digests(torch.from_numpy(raw), **place)
+    assert torch.equal(found, torch_digest.tensor_digests(torch.from_numpy(raw), **place))
     hashes = reference.row_hashes(
         raw, field_index=field, layers=layers, tokens=range(token, token + 3), head_start=head, key=key
     )

@@ -1,22 +1,22 @@
-"""Logical digests in torch, on any device. `reference.row_hashes` is the definition.
+"""Logical digests of tensors, on any device. `reference.row_hashes` is the definition.
 
 Every word of a row is mixed by a strong bijection under its own key, the words of a row are summed, and the sum is
 mixed again under the row's position. So one wrong word, or one row in the wrong place, always changes the digest, and
 several do with all but a chance of 2**-64. The digest of a state is the sum over its rows, and does not depend on how
 they are laid out or split. It detects accidents, not adversaries: whoever can choose bytes can find a second preimage.
-torch has no unsigned 64-bit arithmetic: int64 wraps to the same bits.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from isthmus.core.ids import Digest
 from isthmus.kernels.mixing import SPLIT_A, SPLIT_B, signed, word_keys
 
-__all__ = ["fold", "row_digests"]
+__all__ = ["fold", "row_digests", "tensor_digests"]
 
 
 def row_digests(
@@ -40,6 +40,27 @@ def row_digests(
     Returns:
         int64 [T]: the sum over layers and heads of the row hashes, modulo 2**64.
     """
+    if raw.device.type == "cpu":
+        from isthmus.kernels import cpu_digest  # compiles: only where it is used
+
+        sums = cpu_digest.row_digests(
+            raw.numpy(), field_index=field_index, layers=layers, token_start=token_start, head_start=head_start, key=key
+        )
+        return torch.from_numpy(sums.view(np.int64))
+    return tensor_digests(
+        raw, field_index=field_index, layers=layers, token_start=token_start, head_start=head_start, key=key
+    )
+
+
+def fold(per_token: Tensor) -> Digest:
+    """The digest of a token range: the sum of its per-token digests, as an unsigned number."""
+    return Digest(int(per_token.sum().item()) % (1 << 64))
+
+
+def tensor_digests(
+    raw: Tensor, *, field_index: int, layers: Sequence[int], token_start: int, head_start: int, key: int
+) -> Tensor:
+    """In tensor operations, for any device. torch has no unsigned 64-bit arithmetic: int64 wraps to the same bits."""
     _, tokens, heads, row_bytes = raw.shape
     words = -(-row_bytes // 8)
     if row_bytes % 8:
@@ -58,11 +79,6 @@ def row_digests(
         | field_index
     )
     return _mix(rows + _mix(position ^ signed(key))).sum(dim=(0, 2))
-
-
-def fold(per_token: Tensor) -> Digest:
-    """The digest of a token range: the sum of its per-token digests, as an unsigned number."""
-    return Digest(int(per_token.sum().item()) % (1 << 64))
 
 
 def _mix(value: Tensor) -> Tensor:
