@@ -11,7 +11,7 @@ from isthmus.core.errors import BadInput
 
 __all__ = ["bench"]
 
-BENCHES = ("check", "loss")
+BENCHES = ("check", "loss", "ownership")
 
 
 def bench(
@@ -43,6 +43,10 @@ def _run(name: str, rounds: int) -> dict[str, Any]:
         from isthmus.lab.bench.loss import bench_loss
 
         return bench_loss()
+    if name == "ownership":
+        from isthmus.lab.bench.ownership import bench_ownership
+
+        return bench_ownership(rounds)
     from isthmus.lab.bench.check import bench_check
 
     return bench_check(rounds)

@@ -21,14 +21,14 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _TOKEN, _LAYER, _HEAD = np.uint64(24), np.uint64(14), np.uint64(4)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _mix(value: Any) -> Any:
     value = (value ^ (value >> _30)) * _A
     value = (value ^ (value >> _27)) * _B
     return value ^ (value >> _31)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _sum_rows(
     words: Any, keys: Any, layers: Any, token_start: Any, head_start: Any, field_index: Any, key: Any, sums: Any
 ) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch, Unsupported
 from isthmus.core.ids import Digest
+from isthmus.kernels import torch_digest
 from isthmus.kernels.binding import Binding, Side
 from isthmus.kernels.report import Verified
 from isthmus.kernels.torch_codec import check_encoding, decode_rows, encode_rows
-from isthmus.kernels.torch_digest import fold, row_digests
 from isthmus.kernels.torch_views import field_view
 from isthmus.state.fields import ShardAddressing
 from isthmus.state.plan import Conversion, PlanPart, Reorder, Runs, TransformPlan
@@ -269,8 +269,8 @@ class _Where:
 
     def digest(self, rows: Mapping[str, Tensor], side: tuple[Runs, ...]) -> int:
         return sum(
-            fold(
-                row_digests(
+            torch_digest.fold(
+                torch_digest.row_digests(
                     rows[runs.field.name],
                     field_index=FIELD_NAMES.index(runs.field.name),
                     layers=self.layers,
