@@ -25,10 +25,13 @@ from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import PrefillReply
 from isthmus.handoff.producer import ProducerSide
 from isthmus.handoff.request import Request, Sampling
+from isthmus.handoff.reuse import Reuse
 from isthmus.handoff.stages import Placed, Released
 from isthmus.handoff.watch import Watch
 from isthmus.kernels.torch_codec import decode_rows
 from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, TransportKind
+from isthmus.ownership.prefix_cache import PrefixCache
+from isthmus.ownership.retention import LeastRecent
 from isthmus.state.manifest import decode_manifest
 from isthmus.transport.base import PeerId
 from isthmus.transport.faulty import Fault
@@ -44,6 +47,7 @@ TENANT = TenantId("tenant-0")
 LEASE = Duration.of_seconds(2)
 PATIENCE = Duration.of_seconds(30)
 MANY = 1 << 26
+SECRET = b"a secret of the deployment"
 
 
 @lru_cache(maxsize=8)
@@ -101,7 +105,9 @@ class World:
         transport: str = "memory",
         sole_tenant: TenantId | None = TENANT,
         staging_bytes: int = MANY,
+        keeps: tuple[str, ...] = (),
     ) -> None:
+        """`keeps`: which of "producer" and "consumer" keep prefixes for reuse."""
         self.clock = ManualClock()
         self.hooks = Hooks()
         self.memory = SharedMemory(self.clock) if transport == "shm" else None
@@ -112,7 +118,7 @@ class World:
         self.source_kv = EmbeddedKV(self.source_engine, self.clock)
         self.destination_kv = EmbeddedKV(self.destination_engine, self.clock)
         common = {"clock": self.clock, "transport": TransportKind(transport)}
-        self.source_ledger, capacity = self._ledger(self.source_kv, 0)
+        self.source_ledger, self.source_prefixes, capacity = self._ledger(self.source_kv, 0, "producer" in keeps)
         self.source = SourceOwner(
             ledger=self.source_ledger,
             capacity=capacity,
@@ -120,11 +126,19 @@ class World:
             incarnation=PREFILL_LIFE,
             lease=LEASE,
             sole_tenant=sole_tenant,
+            prefixes=self.source_prefixes,
             **common,
         )
-        self.destination_ledger, capacity = self._ledger(self.destination_kv, staging_bytes)
+        self.destination_ledger, self.destination_prefixes, capacity = self._ledger(
+            self.destination_kv, staging_bytes, "consumer" in keeps
+        )
         self.destination = DestinationOwner(
-            ledger=self.destination_ledger, capacity=capacity, worker=DECODE, incarnation=DECODE_LIFE, **common
+            ledger=self.destination_ledger,
+            capacity=capacity,
+            worker=DECODE,
+            incarnation=DECODE_LIFE,
+            prefixes=self.destination_prefixes,
+            **common,
         )
         self.side = ProducerSide(
             HookedEngine(self.source_kv, self.hooks),
@@ -132,6 +146,8 @@ class World:
             worker=PREFILL,
             incarnation=PREFILL_LIFE,
             wait=PATIENCE,
+            resuming=self.source_kv,
+            reuse=Reuse(self.source_kv.representation, self.source_prefixes, secret=SECRET),
         )
         self.producer = HookedProducer(self.side, self.hooks)
         self.consumer = ConsumerSide(
@@ -142,13 +158,18 @@ class World:
             worker=DECODE,
             incarnation=DECODE_LIFE,
             deadlines=Deadlines(reserve=PATIENCE, prefill=PATIENCE, transfer=PATIENCE, confirm=LEASE / 4),
+            reuse=Reuse(self.destination_kv.representation, self.destination_prefixes, secret=SECRET),
         )
         self._wire(transport, faults)
         self.offers: list[tuple[PrefillReply, tuple[BlockId, ...], EncodedRows]] = []
 
-    def _ledger(self, kv: EmbeddedKV, staging_bytes: int) -> tuple[Ledger, Capacity]:
-        ledger = Ledger(num_blocks=kv.residency.num_blocks, block_bytes=kv.block_bytes, staging_bytes=staging_bytes)
-        return ledger, Capacity(ledger=ledger, clock=self.clock)
+    def _ledger(self, kv: EmbeddedKV, staging_bytes: int, keeps: bool) -> tuple[Ledger, PrefixCache | None, Capacity]:
+        num_blocks = kv.residency.num_blocks
+        ledger = Ledger(num_blocks=num_blocks, block_bytes=kv.block_bytes, staging_bytes=staging_bytes)
+        if not keeps:
+            return ledger, None, Capacity(ledger=ledger, clock=self.clock)
+        prefixes = PrefixCache(ledger=ledger, clock=self.clock, retention=LeastRecent(), blocks_max=num_blocks)
+        return ledger, prefixes, Capacity(ledger=ledger, clock=self.clock, reclaim=prefixes.reclaim)
 
     def _wire(self, transport: str, faults: Iterable[Fault | None]) -> None:
         hub = MemoryHub(self.clock)
@@ -194,8 +215,11 @@ class World:
     def _keep(self, request: Request, reply: PrefillReply) -> None:
         """What was offered, and the producer's rows before anybody reads them."""
         if reply.manifest:
-            blocks = decode_manifest(reply.manifest).groups[0].blocks()
-            rows = self.source_engine.pool.read_tokens(blocks, len(request.token_ids))
+            state = decode_manifest(reply.manifest)
+            blocks = state.groups[0].blocks()
+            block_size = self.source_engine.pool.group.block_size
+            length = len(request.token_ids) - state.token_range.start // block_size * block_size
+            rows = self.source_engine.pool.read_tokens(blocks, length)
             self.offers.append((reply, blocks, rows))
 
     async def decode(self, request: Request, released: Released) -> tuple[int, ...]:

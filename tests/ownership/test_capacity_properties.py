@@ -117,7 +117,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         if not hasattr(self, "loop"):
             return
         self.ledger.check_in_full()
-        have = {tenant: 0 for tenant in (A, B, C)}
+        have = dict.fromkeys((A, B, C), 0)
         for asked, assignment in (*self.held, *self.doubtful):
             have[asked.tenant] += len(assignment.blocks)
         assert self.ledger.held().blocks == sum(have.values()), "a reservation leaked"
@@ -168,7 +168,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.collect()
 
     def collect(self) -> None:
-        """Sort those that have been answered; an answer is a reservation, a refusal that says when, or a cancellation."""
+        """Sort those that were answered: with a reservation, a refusal that says when to come again, or cancelled."""
         for asked in [asked for asked in self.open if asked.task.done()]:
             self.open.remove(asked)
             if asked.task.cancelled():

@@ -43,6 +43,15 @@ def test_a_process_that_has_exited_touches_nothing(transport: TransportKind) -> 
     assert Evidence.PROCESS_EXITED in DEATH_PROVEN
 
 
+@pytest.mark.parametrize("transport", TransportKind)
+def test_a_peer_whose_access_the_system_has_ended_touches_nothing_and_may_well_be_alive(
+    transport: TransportKind,
+) -> None:
+    assert drains_source(transport, Evidence.REVOKED)
+    assert drains_destination(transport, Evidence.REVOKED)
+    assert Evidence.REVOKED not in DEATH_PROVEN
+
+
 def test_fencing_a_peer_does_not_take_shared_memory_from_it() -> None:
     assert drains_source(TransportKind.TCP, Evidence.FENCED_AND_CLOSED)
     assert not drains_source(TransportKind.SHM, Evidence.FENCED_AND_CLOSED)

@@ -121,7 +121,7 @@ class Fleet:
             live = {name: ledger.get("live", ledger) for name, ledger in (await self.ledgers()).items()}
             raise AssertionError(f"still held after {seconds} s:\n{yaml.safe_dump(live)[:6000]}") from error
         for ledger in ledgers.values():
-            assert ledger["blocks"]["free"] == ledger["blocks"]["total"]
+            assert ledger["blocks"]["free"] + ledger["blocks"]["retained"] == ledger["blocks"]["total"]
             assert ledger["blocks"]["staging_bytes"] == 0
         return sum(ledger["blocks"]["held"] for ledger in ledgers.values())
 

@@ -11,7 +11,7 @@ from isthmus.core.errors import CapacityExceeded, DeadlineExceeded, Lost, NotAut
 from isthmus.core.limits import CONNECTIONS_PER_PEER_MAX
 from isthmus.core.units import Duration
 from isthmus.transport.blocks import HostLender
-from isthmus.transport.tcp import TcpExporter, TcpReader, _exporter
+from isthmus.transport.tcp import TcpExporter, TcpReader, _server
 from isthmus.transport.tcp._stream import Stream
 from tests.transport.worlds import (
     CONSUMER,
@@ -120,7 +120,7 @@ async def test_forget_ends_reads_in_flight_and_connections_at_rest(mortal, reade
 async def test_a_refusal_does_not_cost_the_connection(owner, reader):
     endpoint = owner.open(1, GRID, 9)["tcp"]
     await read_one(reader, endpoint)
-    (connections,) = reader._peers.values()
+    (connections,) = reader._pool._peers.values()
     (stream,) = connections.idle
     read = request(GRID, [1], 9, STALE)
     with pytest.raises(StaleEpoch, match="has ended") as caught:
@@ -155,13 +155,13 @@ async def test_a_closed_exporter_is_a_lost_peer_and_its_descriptors_are_gone(rea
     await exporter.close()
     with pytest.raises(PeerLost):
         await read_one(reader, endpoint)
-    assert reader._peers == {}
+    assert reader._pool._peers == {}
     await asyncio.sleep(0)
     assert descriptors() == before
 
 
 async def test_more_connections_than_the_limit_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(_exporter, "CONNECTIONS_PER_EXPORTER_MAX", 2)
+    monkeypatch.setattr(_server, "CONNECTIONS_PER_EXPORTER_MAX", 2)
     exporter = TcpExporter(OWNER, lender(1, GRID, 9), FakeGuard(), SystemClock())
     endpoint = await exporter.start()
     readers = [TcpReader(CONSUMER, SystemClock()) for _ in range(3)]

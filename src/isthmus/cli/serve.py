@@ -54,7 +54,7 @@ def serve_all(
     log_folder: Annotated[Path, Parameter(help="Where each process's log goes.")] = Path(".isthmus/logs"),
     print_config: PrintConfig = False,
 ) -> None:
-    """Run the gateway and every worker of the file, until interrupted or until one of them ends."""
+    """Run the gateway and every worker of the file, until interrupted. What ends is started anew."""
     from isthmus.serve.config import load_config
 
     loaded = load_config(config)
@@ -66,15 +66,13 @@ def serve_all(
 
 async def _all(loaded: "ServeConfig", config: Path, log_folder: Path) -> None:
     from isthmus.core.clock import SystemClock
-    from isthmus.core.errors import Lost
     from isthmus.core.units import Duration
     from isthmus.serve.launcher import Deployment
 
     async with Deployment(loaded, config, log_folder, SystemClock()) as deployment:
         await deployment.ready(Duration.of_seconds(300))
         _say(f"ready: {deployment.url}/v1 (logs in {log_folder})")
-        ended = await deployment.first_to_end()
-        raise Lost(f"{ended.name} ended with status {ended.process.returncode}:\n{ended.tail()}", field=ended.name)
+        await deployment.keep()
 
 
 def _worker(config: Path, name: str, role: str, print_config: bool) -> None:
@@ -115,7 +113,7 @@ def _printed(loaded: "ServeConfig", print_config: bool) -> bool:
 
 
 def _start_logging() -> None:
-    from isthmus.cli.logs import start_logging
+    from isthmus.serve.logs import start_logging
 
     start_logging()
 

@@ -4,7 +4,7 @@
     ├── Bug         ours: the process that raised it stops
     ├── Rejected    a user or peer asked for what cannot be: answer 4xx, refuse, and live on
     │   ├── BadInput, ConfigInvalid, ManifestInvalid, FrameInvalid
-    │   ├── UnknownModel, ContextTooLong, GateRefused, Unsupported, NotCovered
+    │   ├── UnknownModel, UnknownHandoff, ContextTooLong, GateRefused, Unsupported, NotCovered
     │   ├── GrantUnknown, StaleEpoch, NotAuthorised, IncarnationFenced
     │   └── CapacityExceeded (try again later)
     │       └── QuotaExceeded (your own part is used up; others may still be served)
@@ -43,6 +43,7 @@ __all__ = [
     "Rejected",
     "StaleEpoch",
     "TransferFailed",
+    "UnknownHandoff",
     "UnknownModel",
     "Unsupported",
     "error_named",
@@ -89,6 +90,12 @@ class FrameInvalid(Rejected):
 
 class UnknownModel(Rejected):
     """The request names a model that is not served here."""
+
+    http_status = 404
+
+
+class UnknownHandoff(Rejected):
+    """No worker knows a hand-off of this id, or none any more."""
 
     http_status = 404
 

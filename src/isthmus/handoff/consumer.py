@@ -1,25 +1,31 @@
 """The consumer's side, and the coordinator: reserve, plan, read, verify, and install once the owner has confirmed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, Lost, ManifestInvalid, Rejected
 from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount, Duration, blocks_for
-from isthmus.core.waiting import within
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder
+from isthmus.core.waiting import through, within
+from isthmus.handoff.exposure import Exposed, Exposures, order_prefill
+from isthmus.handoff.images import blocks_between, image_bytes, regions_of
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder, WrittenOrder
+from isthmus.handoff.reuse import Reuse, reusable
 from isthmus.handoff.seams import KVReader, Producer
 from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, Planned, Released, Reserved, Verified
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.leases import renewal_interval
+from isthmus.ownership.prefix_cache import PrefixGone
+from isthmus.ownership.protocol.drain import TransportKind
+from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.portability.verdict import Verdict, judge, plans_or_refuse
-from isthmus.state.fields import RegionShape
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
-from isthmus.transport.base import BlockRead, Endpoint, Reader, transport_name
+from isthmus.transport.base import BlockRead, Endpoint, Importer, Reader, transport_name
 
 __all__ = ["ConsumerSide", "Deadlines", "Peer"]
 
@@ -41,12 +47,17 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A producer as the registry knows it, and the way to its bytes. Never taken from a request."""
+    """A producer as the registry knows it, and the way to its bytes. Never taken from a request.
+
+    `mode` says who moves them. Where it writes, `importer` is ours of the same transport; else None.
+    """
 
     identity: Identity
     representation: KVRepresentation
     endpoint: Endpoint
     reader: Reader
+    mode: TriggerMode = TriggerMode.PULL
+    importer: Importer | None = None
 
 
 class ConsumerSide:
@@ -62,14 +73,17 @@ class ConsumerSide:
         worker: WorkerId,
         incarnation: Incarnation,
         deadlines: Deadlines,
+        reuse: Reuse | None = None,
     ) -> None:
         self._engine = engine
+        self._reuse = reuse or Reuse(engine.representation)
         self._owner = owner
         self._peer_of = peer_of
         self._clock = clock
         self._worker = worker
         self._incarnation = incarnation
         self._deadlines = deadlines
+        self._exposures = Exposures(owner, clock)
         self._verdicts: dict[tuple[Identity, KVRepresentation], Verdict] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -89,27 +103,70 @@ class ConsumerSide:
             )
         peer = self._peer_of(placed.producer, placed.producer_incarnation)
         plans_or_refuse(self.judge(peer.identity, peer.representation))
+        suffixes = reusable(peer.representation)  # whether what it fills can be offered from a token in its midst on
+        names = self._reuse.names(request, peer.identity, peer.representation) if suffixes else ()
+        try:
+            return await self._reserve_behind(self._reuse.here(request, names), placed, peer, names)
+        except PrefixGone:
+            return await self._reserve_behind((), placed, peer, names)
+
+    async def _reserve_behind(
+        self, prefix: tuple[bytes, ...], placed: Placed, peer: Peer, names: tuple[bytes, ...]
+    ) -> Reserved:
+        """Room for what is not here yet. Raises PrefixGone where some of `prefix` made room for others meanwhile."""
+        request, block_size = placed.request, self._engine.representation.groups[0].block_size
+        have_tokens = len(prefix) * block_size
         destination = await self._owner.reserve(
             HandoffId(self._clock.token()),
             producer=placed.producer,
             producer_incarnation=placed.producer_incarnation,
             tenant=request.tenant_id(),
-            blocks=blocks_for(request.tokens_max, self._engine.representation.groups[0].block_size),
-            staging_bytes=_staging_bytes(peer.representation, len(request.token_ids)),
+            blocks=blocks_for(request.tokens_max, block_size) - len(prefix),
+            staging_bytes=image_bytes(peer.representation, have_tokens, len(request.token_ids)),
             deadline=self._deadlines.reserve,
+            prefix=prefix,
+            mode=peer.mode,
+            transport=TransportKind(transport_name(peer.endpoint)) if peer.importer is not None else None,
         )
-        return Reserved(placed=placed, handoff=destination.handoff, blocks=destination.blocks)
+        return Reserved(
+            placed=placed,
+            handoff=destination.handoff,
+            blocks=(*self._reuse.begun(destination.handoff).blocks, *destination.blocks),
+            held_blocks=len(prefix),
+            have_tokens=have_tokens,
+            names=names,
+        )
 
     async def ask_prefill(self, reserved: Reserved, producer: Producer) -> Filled:
-        """Have the producer fill. Raises what it raises, and DeadlineExceeded."""
+        """Have the producer fill; where it writes, expose an image to it first. Raises what it raises.
+
+        Raises:
+            CapacityExceeded: no memory to expose. DeadlineExceeded: not filled in time.
+        """
+        exposed, mode = self._expose(reserved), self._owner.state(reserved.handoff).mode
         order = PrefillOrder(
             handoff=reserved.handoff,
             holder=self._worker,
             holder_incarnation=self._incarnation,
             request=reserved.placed.request,
+            have_tokens=reserved.have_tokens,
+            mode=mode,
+            registration=exposed.registration if exposed is not None and mode is TriggerMode.SEND else None,
         )
-        reply = await within(self._clock, self._deadlines.prefill, producer.prefill(order), "prefill")
+        reply = await within(self._clock, self._deadlines.prefill, order_prefill(producer, order, exposed), "prefill")
         return Filled(reserved=reserved, reply=reply)
+
+    def _expose(self, reserved: Reserved) -> Exposed | None:
+        """An image for what will cross, where the producer writes it; for as long as filling and writing may take."""
+        placed = reserved.placed
+        peer = self._peer_of(placed.producer, placed.producer_incarnation)
+        if peer.importer is None:
+            return None
+        num_blocks = blocks_between(
+            reserved.have_tokens, len(placed.request.token_ids), peer.representation.groups[0].block_size
+        )
+        lease = Duration(self._deadlines.prefill.ns + self._deadlines.transfer.ns)
+        return self._exposures.expose(reserved.handoff, peer.importer, peer.representation, num_blocks, lease)
 
     def judge(self, identity: Identity, representation: KVRepresentation) -> Verdict:
         """May KV of this identity and form be read here, and how? Remembered: it depends on nothing else."""
@@ -125,11 +182,11 @@ class ConsumerSide:
         verdict = self.judge(offered.state.identity, offered.state.representation)
         return Planned(offered=offered, verdict=verdict, plans=plans_or_refuse(verdict))
 
-    async def transfer(self, planned: Planned) -> Arrived:
-        """Read the offered blocks into staging.
+    async def transfer(self, planned: Planned, producer: Producer) -> Arrived:
+        """Read the offered blocks into staging, or have them written there.
 
         Raises:
-            ManifestInvalid: more bytes than were reserved for.
+            ManifestInvalid: another form than was registered, or other blocks than were asked for.
             Lost, Rejected: as the transport says. Nothing writes to the staging afterwards.
         """
         reserved, state = planned.offered.filled.reserved, planned.offered.state
@@ -138,11 +195,14 @@ class ConsumerSide:
             raise ManifestInvalid(
                 "representation: the offer's is not the one this producer registered with", field="representation"
             )
+        exposed = self._exposures.of(reserved.handoff)
+        if exposed is not None:
+            return await self._be_written(planned, exposed, producer)
         request = BlockRead(
             grant=state.ownership.grant_id(),
             epoch=state.ownership.fence(),
             reader=self._worker,
-            regions=_regions(state.representation),
+            regions=regions_of(state.representation),
             blocks=state.groups[0].blocks(),
             num_blocks=state.residency.num_blocks,
         )
@@ -161,12 +221,29 @@ class ConsumerSide:
             planned=planned, image=image, wire_bytes=ByteCount(moved), transport=transport_name(peer.endpoint)
         )
 
+    async def _be_written(self, planned: Planned, exposed: Exposed, producer: Producer) -> Arrived:
+        state, handoff = planned.offered.state, exposed.handoff
+        if len(state.groups[0].block_ids) != exposed.target.num_blocks:
+            got, wanted = len(state.groups[0].block_ids), exposed.target.num_blocks
+            raise ManifestInvalid(f"groups.block_ids: {got}, wanted {wanted} as exposed", field="groups")
+        order = WrittenOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
+        await within(self._clock, self._deadlines.transfer, producer.written(order), "write")
+        await self._exposures.take(exposed, state.ownership)
+        return Arrived(
+            planned=planned,
+            image=exposed.image,
+            wire_bytes=exposed.target.size_bytes,
+            transport=exposed.transport,
+        )
+
     async def convert_and_verify(self, arrived: Arrived) -> Verified:
         """Rewrite into the reserved blocks. A doubt about bytes ends the hand-off: DigestMismatch, and the like."""
         offered = arrived.planned.offered
         reserved = offered.filled.reserved
         try:
-            checked = await self._engine.convert(arrived.planned.plans, offered.state, arrived.image, reserved.blocks)
+            checked = await self._engine.convert(
+                arrived.planned.plans, offered.state, arrived.image, reserved.own_blocks
+            )
         except IsthmusError:
             self._owner.converted(reserved.handoff)
             self._owner.verified(reserved.handoff, ok=False)
@@ -180,6 +257,8 @@ class ConsumerSide:
     async def commit(self, verified: Verified, producer: Producer) -> Installed:
         """Ask the owner whether the epoch still stands, now that the last byte is here; install only on yes (I1, I9).
 
+        What was written here is at an epoch of our own: it is installed, and then the producer is told.
+
         Raises:
             GrantUnknown, StaleEpoch: it does not; what arrived may have been overwritten under the read.
             Lost: the owner cannot be reached, so nothing is installed.
@@ -192,9 +271,20 @@ class ConsumerSide:
             holder=self._worker,
             holder_incarnation=self._incarnation,
         )
-        confirmed = await self._confirm(order, producer)
-        self._owner.install(offered.filled.reserved.handoff, Epoch(confirmed.epoch))
+        handoff = offered.filled.reserved.handoff
+        if self._owner.state(handoff).mode is TriggerMode.PULL:
+            confirmed = await self._confirm(order, producer)
+            self._owner.install(handoff, Epoch(confirmed.epoch))
+        else:
+            self._owner.install_written(handoff)
+            self._in_background(self._confirm(order, producer))  # lost: the producer's lease runs out
+        self._keep(offered.filled)
         return Installed(verified=verified)
+
+    def _keep(self, filled: Filled) -> None:
+        """What is installed was verified: its whole blocks outlive the hand-off."""
+        reserved = filled.reserved
+        self._reuse.keep(reserved.handoff, reserved.names, reserved.own_blocks, made_in_ms=filled.reply.prefill_ms)
 
     async def _confirm(self, order: ConfirmOrder, producer: Producer) -> ConfirmReply:
         for _ in range(CONFIRM_TRIES - 1):
@@ -212,26 +302,39 @@ class ConsumerSide:
         """Decode has ended and touches the blocks no more: they are free. Whatever ended it, this comes once."""
         self._owner.finish(reserved.handoff)
 
-    def release_unused(self, filled: Filled) -> Released:
+    async def release_unused(self, filled: Filled) -> Released:
         """The first token ended the answer: no KV crosses, and the reservation is given back."""
-        self._owner.abort(filled.reserved.handoff, "the answer ended with its first token")
-        self._owner.drained(filled.reserved.handoff)
+        handoff = filled.reserved.handoff
+        self._owner.abort(handoff, "the answer ended with its first token")
+        self._owner.drained(handoff)
+        if not await through(self._exposures.let_go(handoff)):
+            self._in_background(self._exposures.until_let_go(handoff))
         return Released(filled=filled, installed=None)
 
     @asynccontextmanager
     async def giving_up(self, reserved: Reserved, producer: Producer) -> AsyncIterator[None]:
-        """Where the body fails, give up both sides. Reads and conversions have ended by then: they promise it."""
+        """Where the body fails, give up both sides. Reads and conversions have ended by then: they promise it.
+
+        A producer that may be writing is shut out, and where that proves nothing, what it may write to is kept away
+        from everybody until something does (I2).
+        """
         try:
             yield
         except BaseException as reason:
             self._owner.abort(reserved.handoff, f"{type(reason).__name__}: {reason}")
             self._owner.drained(reserved.handoff)
-            self._tell(producer, reserved.handoff)
+            try:
+                await through(self._exposures.let_go(reserved.handoff))
+            finally:
+                self._in_background(self._tell(producer, reserved.handoff))
             raise
 
     @asynccontextmanager
     async def renewing(self, planned: Planned, producer: Producer) -> AsyncIterator[None]:
-        """Renew the lease every third of it while the body runs."""
+        """Renew the lease every third of it while the body runs. A producer that writes needs no renewal."""
+        if self._owner.state(planned.offered.filled.reserved.handoff).mode is not TriggerMode.PULL:
+            yield
+            return
         renewals = asyncio.create_task(self._renew(planned, producer))
         try:
             yield
@@ -256,33 +359,20 @@ class ConsumerSide:
             except Rejected:
                 return  # the confirmation will meet the same refusal, and it is the one that decides
 
-    def _tell(self, producer: Producer, handoff: HandoffId) -> None:
-        """Tell the producer, without waiting: if this is lost, its lease runs out."""
+    async def _tell(self, producer: Producer, handoff: HandoffId) -> None:
+        """Tell the producer; if this is lost, its lease runs out. Whatever it answers, see to the end of its access."""
         order = AbortOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
+        with suppress(Rejected, Lost):  # it is gone, or knows nothing of it
+            await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
+        await self._exposures.until_let_go(handoff)
 
-        async def tell() -> None:
-            try:
-                await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
-            except (Rejected, Lost):
-                return
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do what nobody waits for; that a peer refuses or is lost is no news there."""
 
-        task = asyncio.create_task(tell())
+        async def work_quietly() -> None:
+            with suppress(Rejected, Lost):
+                await work
+
+        task = asyncio.create_task(work_quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _regions(representation: KVRepresentation) -> tuple[RegionShape, ...]:
-    """All regions of all groups and shards, in the order that images and pools use."""
-    return tuple(region for shards in representation.address() for shard in shards for region in shard.regions)
-
-
-def _staging_bytes(representation: KVRepresentation, tokens: int) -> ByteCount:
-    """What a pool image of `tokens` tokens takes."""
-    return ByteCount(
-        sum(
-            region.size_bytes(blocks_for(tokens, group.block_size))
-            for group, shards in zip(representation.groups, representation.address(), strict=True)
-            for shard in shards
-            for region in shard.regions
-        )
-    )

@@ -22,7 +22,11 @@ def describe(filled: Filled) -> Offered:
         ("ownership.owner", state.ownership.worker(), placed.producer),
         ("ownership.incarnation", state.ownership.life(), placed.producer_incarnation),
         ("ownership.tenant", state.ownership.tenant_id(), placed.request.tenant_id()),  # I7
-        ("token_range", (state.token_range.start, state.token_range.stop), (0, len(token_ids))),
+        (
+            "token_range",
+            (state.token_range.start, state.token_range.stop),
+            (filled.reserved.have_tokens, len(token_ids)),
+        ),
         ("tokens_digest", state.tokens_digest, tokens_digest(token_ids)),
     ):
         if got != wanted:

@@ -36,13 +36,13 @@ async def hand_off(
             filled = await consumer.ask_prefill(reserved, producer)
         on_token(filled.reply)
         if filled.reply.finish_reason is not None:
-            return consumer.release_unused(filled)
+            return await consumer.release_unused(filled)
         with watch.stage("plan"):
             offered = describe(filled)
             planned = consumer.plan(offered)
         async with consumer.renewing(planned, producer):
             with watch.stage("transfer"):
-                arrived = await consumer.transfer(planned)
+                arrived = await consumer.transfer(planned, producer)
             with watch.stage("verify"):
                 verified = await consumer.convert_and_verify(arrived)
             with watch.stage("commit"):

@@ -4,17 +4,48 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from isthmus.core.ids import Epoch, GrantId
 from isthmus.core.limits import MANIFEST_BYTES_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.handoff.request import Request, TokenId
+from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.state.structs import GrantToken, Name, Token, WireStruct
 
-__all__ = ["AbortOrder", "Ack", "ConfirmOrder", "ConfirmReply", "PrefillOrder", "PrefillReply", "RenewOrder"]
+__all__ = [
+    "AbortOrder",
+    "Ack",
+    "ConfirmOrder",
+    "ConfirmReply",
+    "PrefillOrder",
+    "PrefillReply",
+    "RegisterOrder",
+    "Registration",
+    "RenewOrder",
+    "WrittenOrder",
+]
+
+
+class Registration(WireStruct, frozen=True, kw_only=True):
+    """Memory of a consumer's that is ready to be written under `grant`, by the transport of this name.
+
+    Its shape follows from what is offered, and where it is from the registry.
+    """
+
+    grant: GrantToken
+    epoch: Annotated[int, Meta(ge=1)]
+    transport: Name
+
+    def grant_id(self) -> GrantId:
+        return GrantId(self.grant)
+
+    def fence(self) -> Epoch:
+        return Epoch(self.epoch)
 
 
 class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
     """Fill KV for a request's tokens, sample the next one, and offer the KV to `holder`, which has reserved for it.
 
-    The holder has the KV of the first `have_tokens` already: what is offered begins there.
+    The holder has the KV of the first `have_tokens` already: what is offered begins there. Under push it registers
+    memory to be written by an order of its own; under send with this one.
     """
 
     handoff: Token
@@ -22,6 +53,8 @@ class PrefillOrder(WireStruct, frozen=True, kw_only=True, tag="prefill"):
     holder_incarnation: Token
     request: Request
     have_tokens: Annotated[int, Meta(ge=0, lt=TOKENS_PER_REQUEST_MAX)] = 0
+    mode: TriggerMode = TriggerMode.PULL
+    registration: Registration | None = None
 
 
 class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
@@ -37,8 +70,28 @@ class PrefillReply(WireStruct, frozen=True, kw_only=True, tag="prefilled"):
     reused_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
+class RegisterOrder(WireStruct, frozen=True, kw_only=True, tag="register"):
+    """Push: write here once you have filled. May come before or after the order to prefill, and counts once."""
+
+    handoff: Token
+    holder: Name
+    holder_incarnation: Token
+    registration: Registration
+
+
+class WrittenOrder(WireStruct, frozen=True, kw_only=True, tag="written"):
+    """Push and send: answer when your last byte is in my memory and you write no more."""
+
+    handoff: Token
+    holder: Name
+    holder_incarnation: Token
+
+
 class ConfirmOrder(WireStruct, frozen=True, kw_only=True, tag="confirm"):
-    """My last byte has arrived and I read no more: are you still the owner at this epoch? Yes also releases."""
+    """My last byte has arrived and I read no more: are you still the owner at this epoch? Yes also releases.
+
+    Where it was written and not read: I have installed it.
+    """
 
     grant: GrantToken
     epoch: int

@@ -57,7 +57,7 @@ class Reuse:
     def __init__(self, own: KVRepresentation, cache: PrefixCache | None = None, *, secret: bytes = b"") -> None:
         if cache is not None and not reusable(own):
             raise Unsupported(
-                f"prefix_caching: {', '.join(group.kind for group in own.groups)} cannot go on behind a prefix's blocks",
+                f"prefix_caching: groups {', '.join(group.kind for group in own.groups)} cannot go on behind a prefix",
                 field="prefix_caching",
             )
         self._cache = cache

@@ -1,18 +1,30 @@
 """What an engine implements to take part, and what a consumer needs of a producer. Protocols only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import (
+    AbortOrder,
+    ConfirmOrder,
+    ConfirmReply,
+    PrefillOrder,
+    PrefillReply,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
 from isthmus.handoff.request import Request
 from isthmus.kernels.report import Verified
 from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 
-__all__ = ["Engine", "KVReader", "KVWriter", "Prefilled", "PrefixWriter", "Producer"]
+__all__ = ["Engine", "KVReader", "KVWriter", "OnFilled", "Prefilled", "PrefixWriter", "Producer", "WatchFill"]
+
+OnFilled = Callable[[int], None]
+"""Told, on the event loop, that the KV of the first so many tokens is filled and will not change."""
 
 
 class Engine(Protocol):
@@ -67,6 +79,14 @@ class PrefixWriter(KVWriter, Protocol):
         ...
 
 
+class WatchFill(Protocol):
+    """The producer's engine, where it fills step by step and says how far it is."""
+
+    def watch_fill(self, handoff: HandoffId, on_filled: OnFilled) -> None:
+        """Call `on_filled` as the prefill of this hand-off, which begins next, goes on."""
+        ...
+
+
 class KVReader(Engine, Protocol):
     """The consumer's engine."""
 
@@ -91,6 +111,8 @@ class Producer(Protocol):
     """The producer as the consumer sees it: a `ProducerSide` in this process, or one behind a wire."""
 
     async def prefill(self, order: PrefillOrder) -> PrefillReply: ...
+    async def register(self, order: RegisterOrder) -> None: ...
+    async def written(self, order: WrittenOrder) -> None: ...
     async def confirm(self, order: ConfirmOrder) -> ConfirmReply: ...
     async def renew(self, order: RenewOrder) -> None: ...
     async def abort(self, order: AbortOrder) -> None: ...

@@ -32,11 +32,23 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
-    """The consumer holds blocks for the prompt and its whole growth, and staging, before prefill is asked."""
+    """The consumer holds blocks for the prompt and its whole growth, and staging, before prefill is asked.
+
+    The first `held_blocks` of them hold the KV of the first `have_tokens` already, and are shared: nobody writes there.
+    `names` are of the prompt's whole blocks, to be kept by.
+    """
 
     placed: Placed
     handoff: HandoffId
     blocks: tuple[BlockId, ...]
+    held_blocks: int = 0
+    have_tokens: int = 0
+    names: tuple[bytes, ...] = ()
+
+    @property
+    def own_blocks(self) -> tuple[BlockId, ...]:
+        """Those that this hand-off fills."""
+        return self.blocks[self.held_blocks :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,13 +109,16 @@ class JournalWriter:
         self._file_bytes_max = file_bytes_max
         self._files_max = files_max
         self._encoder = msgspec.msgpack.Encoder()
+        self._closed = False
         self._fd = -1
         self._size = 0
         self._chain = 0
         self._open()
 
     def record(self, *, side: Side, at: Instant, handoff: HandoffId, event: SourceEvent | DestinationEvent) -> None:
-        """Append one event."""
+        """Append one event. What comes after `close` is of a process that is ending, and of no account."""
+        if self._closed:
+            return
         if self.lost:
             self._lose()
             return
@@ -124,13 +127,15 @@ class JournalWriter:
 
     def close(self, *, at: Instant, blocks_held: int) -> None:
         """A clean end. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         if self._fd < 0:
             return
         if not self.lost:
             self._append(End(at=at, blocks_held=blocks_held))
         self._note_loss()
         os.close(self._fd)
-        self._fd = -1
 
     def _append(self, entry: Entry | End) -> None:
         body = self._encoder.encode(entry)

@@ -16,7 +16,7 @@ else KV might lie (`residency`), and what a block is worth (`retention`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import Bug, Lost
@@ -118,6 +118,10 @@ class PrefixCache:
     def pinned_blocks(self) -> int:
         """Retained blocks that some hand-off uses now."""
         return self._blocks_pinned
+
+    def row(self) -> dict[str, int]:
+        """For people: what is here now, and what has happened so far."""
+        return {"blocks": len(self), "pinned": self._blocks_pinned, **asdict(self.counts)}
 
     # a hand-off's beginning
 

@@ -21,8 +21,8 @@ from isthmus.ownership.grants import Grants
 from isthmus.ownership.journal import Journal, Side
 from isthmus.ownership.leases import left
 from isthmus.ownership.ledger import Ledger
-from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
+from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.effects import StopCompute, StopSend
 from isthmus.ownership.protocol.events import (
@@ -148,8 +148,8 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         """The engine has filled the blocks. Raises `TransferFailed` if the hand-off was given up meanwhile."""
         return self._apply(self._known(handoff), Complete())
 
-    def publish(self, handoff: HandoffId) -> SourceHandoff:
-        """Open the grant, or (push, send) begin to write into what is registered.
+    def publish(self, handoff: HandoffId, lease: Duration | None = None) -> SourceHandoff:
+        """Open the grant, or (push, send) begin to write into what is registered, which may take up to `lease`.
 
         The state returned carries `grant` and `epoch`, which the holder confirms under.
 
@@ -159,7 +159,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         record = self._known(handoff)
         claims = self._claims(record.state)
         grant = self._grants.mint(claims)
-        state = self._apply(record, Publish(now=self._clock.now(), grant=grant, lease=self.lease))
+        state = self._apply(record, Publish(now=self._clock.now(), grant=grant, lease=lease or self.lease))
         self._grants.open(grant, claims)
         return state
 

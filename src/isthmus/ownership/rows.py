@@ -9,17 +9,33 @@ from typing import NamedTuple
 from isthmus.core.clock import Instant
 from isthmus.core.ids import WorkerId
 from isthmus.ownership.leases import left
-from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, SourceHandoff, SourcePhase
+from isthmus.ownership.protocol.states import (
+    DestinationHandoff,
+    DestinationPhase,
+    SourceHandoff,
+    SourcePhase,
+    TriggerMode,
+)
 from isthmus.ownership.records import Record
 
-__all__ = ["Row", "destination_row", "source_row", "with_timeline"]
+__all__ = [
+    "Answers",
+    "Row",
+    "destination_answers",
+    "destination_row",
+    "source_answers",
+    "source_row",
+    "with_timeline",
+]
 
 Row = dict[str, object]
 """JSON-able: strings, numbers, None, and lists of such rows."""
 
 
-class _Answers(NamedTuple):
-    """`{own}` is the worker whose ledger this is, `{peer}` the other side."""
+class Answers(NamedTuple):
+    """Four of the five; the fifth is always the same: a worker's ledger accounts for its own blocks.
+
+    `{own}` is the worker whose ledger this is, `{peer}` the other side."""
 
     holds: str
     declares_completion: str
@@ -27,46 +43,88 @@ class _Answers(NamedTuple):
     cleans_up: str
 
 
-_ENDED = _Answers("nobody", "declared", "released", "nobody: nothing is left")
+_ENDED = Answers("nobody", "declared", "released", "nobody: nothing is left")
 
-_SOURCE: Mapping[SourcePhase, _Answers] = {
-    SourcePhase.COMPUTING: _Answers(
+_SOURCE: Mapping[SourcePhase, Answers] = {
+    SourcePhase.COMPUTING: Answers(
         "engine of {own}", "engine of {own}", "{own}", "{own}: abort, once its engine stops"
     ),
-    SourcePhase.HELD: _Answers("{own}", "{own}: publishes", "{own}", "{own}: abort"),
-    SourcePhase.PUBLISHED: _Answers(
+    SourcePhase.HELD: Answers("{own}", "{own}: publishes", "{own}", "{own}: abort"),
+    SourcePhase.PUBLISHED: Answers(
         "{peer}", "{peer}: confirms", "{own}, on confirmation", "reaper of {own}, at lease end"
     ),
-    SourcePhase.EXPOSED: _Answers(
+    SourcePhase.EXPOSED: Answers(
         "{peer}", "{peer}: confirms", "{own}, on confirmation", "reaper of {own}, at lease end"
     ),
-    SourcePhase.DRAINING: _Answers(
+    SourcePhase.DRAINING: Answers(
         "who drains", "given up", "{own}, on drain evidence", "{own}: its engine, or the reaper"
     ),
-    SourcePhase.IN_DOUBT: _Answers("{peer}, perhaps", "given up", "{own}, on proof", "registry: the death of {peer}"),
+    SourcePhase.IN_DOUBT: Answers("{peer}, perhaps", "given up", "{own}, on proof", "registry: the death of {peer}"),
     SourcePhase.RELEASED: _ENDED,
     SourcePhase.EXPIRED: _ENDED,
 }
-_READING = _Answers("transfer of {own}", "{peer}: answers confirm", "{own}", "{own}: abort")
-_DESTINATION: Mapping[DestinationPhase, _Answers] = {
-    DestinationPhase.RESERVED: _Answers("{own}", "{peer}: publishes", "{own}", "{own}: abort"),
+_WRITING: Mapping[SourcePhase, Answers] = {
+    SourcePhase.HELD: Answers("{own}", "{peer}: registers", "{own}", "{own}: abort"),
+    SourcePhase.PUBLISHED: Answers(
+        "transfer of {own}", "{peer}: confirms", "{own}, on confirmation", "reaper of {own}, at lease end"
+    ),
+    SourcePhase.DRAINING: Answers(
+        "transfer or engine of {own}", "declared", "{own}, once they stop", "{own}: its transfer and its engine"
+    ),
+}
+"""Push and send: where the producer writes, nobody else touches its blocks."""
+
+_READING = Answers("transfer of {own}", "{peer}: answers confirm", "{own}", "{own}: abort")
+_DESTINATION: Mapping[DestinationPhase, Answers] = {
+    DestinationPhase.RESERVED: Answers("{own}", "{peer}: publishes", "{own}", "{own}: abort"),
     DestinationPhase.RECEIVING: _READING,
     DestinationPhase.CONVERTING: _READING,
     DestinationPhase.VERIFYING: _READING,
-    DestinationPhase.INSTALLED: _Answers(
+    DestinationPhase.INSTALLED: Answers(
         "decode of {own}", "decode of {own}", "{own}", "{own}: abort, once decode stops"
     ),
-    DestinationPhase.ABORTING: _Answers("transfer of {own}", "given up", "{own}, once it stops", "{own}: its transfer"),
-    DestinationPhase.DRAINING: _Answers("decode of {own}", "given up", "{own}, once it stops", "{own}: its engine"),
-    DestinationPhase.IN_DOUBT: _Answers("unknown", "given up", "{own}, on proof", "{own}: its transfer's end"),
+    DestinationPhase.ABORTING: Answers("transfer of {own}", "given up", "{own}, once it stops", "{own}: its transfer"),
+    DestinationPhase.DRAINING: Answers("decode of {own}", "given up", "{own}, once it stops", "{own}: its engine"),
+    DestinationPhase.IN_DOUBT: Answers("unknown", "given up", "{own}, on proof", "{own}: its transfer's end"),
     DestinationPhase.RELEASED: _ENDED,
 }
+_CHECKING = Answers("{own}: converts, verifies", "{own}: installs", "{own}", "{own}: abort")
+_WRITTEN: Mapping[DestinationPhase, Answers] = {
+    DestinationPhase.RESERVED: Answers("{own}", "{own}: exposes", "{own}", "{own}: abort"),
+    DestinationPhase.EXPOSED: Answers(
+        "{peer}", "{peer}: has written", "{own}, on drain evidence", "reaper of {own}, at lease end"
+    ),
+    DestinationPhase.RECEIVING: Answers(
+        "{peer}", "{peer}: has written", "{own}, on drain evidence", "reaper of {own}, at lease end"
+    ),
+    DestinationPhase.CONVERTING: _CHECKING,
+    DestinationPhase.VERIFYING: _CHECKING,
+    DestinationPhase.ABORTING: Answers(
+        "{peer}, perhaps, or {own}", "given up", "{own}, on drain evidence", "reaper of {own}: into quarantine"
+    ),
+    DestinationPhase.IN_DOUBT: Answers(
+        "{peer}, perhaps", "given up", "{own}, on proof", "registry: the death of {peer}"
+    ),
+}
+"""Push and send: what differs where the producer writes."""
+
+
+def source_answers(mode: TriggerMode, phase: SourcePhase) -> Answers:
+    """Of a producer's side."""
+    written = None if mode is TriggerMode.PULL else _WRITING.get(phase)
+    return written or _SOURCE[phase]
+
+
+def destination_answers(mode: TriggerMode, phase: DestinationPhase) -> Answers:
+    """Of a consumer's side. Raises KeyError for a phase that the mode does not have."""
+    written = None if mode is TriggerMode.PULL else _WRITTEN.get(phase)
+    return written or _DESTINATION[phase]
 
 
 def source_row(record: Record[SourceHandoff], now: Instant, worker: WorkerId, block_bytes: int) -> Row:
     """One producer-side hand-off."""
     state = record.state
-    row = _row(record, now, worker, state.holder, block_bytes, _SOURCE[state.phase])
+    row = _row(record, now, worker, state.holder, block_bytes, source_answers(state.mode, state.phase))
     lease_ms_left = None if state.lease_ends is None else left(state.lease_ends, now).ms
     return row | {"side": "producer", "holder": state.holder, "lease_ms_left": lease_ms_left, "staging_bytes": 0}
 
@@ -74,11 +132,12 @@ def source_row(record: Record[SourceHandoff], now: Instant, worker: WorkerId, bl
 def destination_row(record: Record[DestinationHandoff], now: Instant, worker: WorkerId, block_bytes: int) -> Row:
     """One consumer-side hand-off."""
     state = record.state
-    row = _row(record, now, worker, state.producer, block_bytes, _DESTINATION[state.phase])
+    row = _row(record, now, worker, state.producer, block_bytes, destination_answers(state.mode, state.phase))
+    lease_ms_left = None if state.lease_ends is None else left(state.lease_ends, now).ms
     committed = (DestinationPhase.INSTALLED, DestinationPhase.DRAINING)
     before_commit = state.phase not in committed and not state.ended
     staging_bytes = state.staging_bytes if before_commit else 0
-    return row | {"side": "consumer", "holder": worker, "lease_ms_left": None, "staging_bytes": staging_bytes}
+    return row | {"side": "consumer", "holder": worker, "lease_ms_left": lease_ms_left, "staging_bytes": staging_bytes}
 
 
 def with_timeline(row: Row, record: Record[SourceHandoff] | Record[DestinationHandoff]) -> Row:
@@ -95,7 +154,7 @@ def _row(
     worker: WorkerId,
     peer: WorkerId,
     block_bytes: int,
-    answers: _Answers,
+    answers: Answers,
 ) -> Row:
     state = record.state
     holds, declares_completion, releases, cleans_up = (answer.format(own=worker, peer=peer) for answer in answers)

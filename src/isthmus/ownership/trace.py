@@ -7,22 +7,30 @@ Three verdicts. `valid`: every event is explained and every install was confirme
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isthmus.core.clock import Instant
-from isthmus.core.ids import Incarnation
-from isthmus.core.units import Duration
+from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.ownership.side import Side
 from isthmus.ownership.trace_across import Across, compare
 from isthmus.ownership.trace_files import journals_in, read_lives
 from isthmus.ownership.trace_replay import Replayed, replay
 
-__all__ = ["Trace", "percentile", "validate"]
+__all__ = ["Reclaim", "Trace", "percentile", "validate"]
 
 FINDINGS_SHOWN_MAX = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaim:
+    """Blocks that `worker` got back after the death of a peer."""
+
+    worker: WorkerId
+    died: Instant
+    freed: Instant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +58,10 @@ class Trace:
             return "invalid"
         return "incomplete" if self.gaps else "valid"
 
-    def reclaims(self, deaths: dict[Incarnation, Instant]) -> list[Duration]:
-        """How long after the death of its peer each hand-off's blocks were free again, on lives that saw it through."""
+    def reclaims(self, deaths: Mapping[Incarnation, Instant]) -> list[Reclaim]:
+        """Of each hand-off that outlived its peer: when the peer died, by `deaths`, and when the blocks were free."""
         return [
-            Duration(max(0, passed.ended - deaths[passed.peer_incarnation]))
+            Reclaim(worker=each.life.header.worker, died=deaths[passed.peer_incarnation], freed=passed.ended)
             for each in self.lives
             for passed in each.handoffs.values()
             if passed.ended is not None

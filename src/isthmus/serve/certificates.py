@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import BadInput, ConfigInvalid
+from isthmus.core.files import read_at_most
 from isthmus.core.ids import TenantId, WorkerId
 from isthmus.core.limits import CERTIFICATE_BYTES_MAX
 from isthmus.transport.tls import SCHEME, tenant_uri, worker_uri
@@ -202,13 +203,9 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 def _read_bounded(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(CERTIFICATE_BYTES_MAX + 1)
+        return read_at_most(path, CERTIFICATE_BYTES_MAX)
     except OSError as error:
         raise ConfigInvalid(f"{path}: {error.strerror}; `isthmus certs init` makes a CA", field="folder") from None
-    if len(data) > CERTIFICATE_BYTES_MAX:
-        raise ConfigInvalid(f"{path}: more than {CERTIFICATE_BYTES_MAX} bytes", field="folder")
-    return data
 
 
 def _read(path: Path) -> x509.Certificate:

@@ -61,6 +61,21 @@ class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Frame)
 
+
+def decode_frame(body: bytes) -> _Frame:
+    """A frame without its length. Raises FrameInvalid."""
+    try:
+        frame = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameInvalid(f"frame: {error}", field="frame") from error
+    if len(body) > CONTROL_FRAME_BYTES_MAX and not isinstance(frame.message, LARGE):
+        raise FrameInvalid(
+            f"frame: {len(body)} bytes of {type(frame.message).__name__}, wanted at most {CONTROL_FRAME_BYTES_MAX}",
+            field="frame",
+        )
+    return frame
+
+
 Handler = Callable[["Channel", Message], Awaitable[Message]]
 Posted = Callable[["Channel", Message], None]
 
@@ -188,16 +203,7 @@ class Channel:
             raise FrameInvalid(f"frame: {length} bytes, wanted at most {bound}", field="frame")
         body = await self._reader.readexactly(length)
         self.heard_at = self._clock.now()
-        try:
-            frame = _decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise FrameInvalid(f"frame: {error}", field="frame") from error
-        if length > CONTROL_FRAME_BYTES_MAX and not isinstance(frame.message, LARGE):
-            raise FrameInvalid(
-                f"frame: {length} bytes of {type(frame.message).__name__}, wanted at most {CONTROL_FRAME_BYTES_MAX}",
-                field="frame",
-            )
-        return frame, length
+        return decode_frame(body), length
 
     def _dispatch(self, frame: _Frame, size: int) -> None:
         if frame.kind == _POST:
@@ -211,7 +217,8 @@ class Channel:
             else:
                 answer.set_result(frame.message)
         elif frame.kind == _CALL:
-            task = asyncio.create_task(self._handle(frame))
+            full = len(self._handling) >= CALLS_IN_FLIGHT_MAX or self._bytes_handling + size > CALL_BYTES_IN_FLIGHT_MAX
+            task = asyncio.create_task(self._handle(frame, full=full))
             self._handling.add(task)
             self._bytes_handling += size
             task.add_done_callback(functools.partial(self._handled, size))
@@ -222,9 +229,9 @@ class Channel:
         self._handling.discard(task)
         self._bytes_handling -= size
 
-    async def _handle(self, frame: _Frame) -> None:
+    async def _handle(self, frame: _Frame, *, full: bool) -> None:
         try:
-            if len(self._handling) > CALLS_IN_FLIGHT_MAX or self._bytes_handling > CALL_BYTES_IN_FLIGHT_MAX:
+            if full:
                 raise CapacityExceeded(
                     f"calls: more than {CALLS_IN_FLIGHT_MAX}, or {CALL_BYTES_IN_FLIGHT_MAX} bytes of them, are under "
                     "way on one channel",

@@ -18,11 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from isthmus.core.errors import BadInput, ConfigInvalid
+from isthmus.core.files import read_at_most
 from isthmus.core.ids import WorkerId
-from isthmus.core.limits import REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX
+from isthmus.core.limits import NAME_CHARS_MAX, REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX, YAML_BYTES_MAX
 from isthmus.core.units import GIB
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.launch.yaml_text import check_bounds
+from isthmus.serve.admission_config import AdmissionConfig, QuotaConfig
 from isthmus.serve.tls import GATEWAY, TlsConfig, TlsSetting, is_loopback
 
 __all__ = ["DeadlinesConfig", "GatewayConfig", "PoolConfig", "ServeConfig", "load_config", "parse_config"]
@@ -43,6 +45,7 @@ class GatewayConfig(_Config):
     client choose the workers of its request (X-Isthmus-Producer, X-Isthmus-Consumer): for drills, not for production.
     `max_tokens_default` is for chats that name none. A decode worker reserves blocks for a whole answer before it
     begins, so that it never runs out in mid-stream: an answer without a bound would keep others waiting.
+    `retry_ratio`, `retry_floor_per_second` and `retry_burst` are the retry budget (`gateway/retries.py`).
     """
 
     host: str = "127.0.0.1"
@@ -53,18 +56,35 @@ class GatewayConfig(_Config):
     requests_in_flight_max: Annotated[int, Field(ge=1, le=REQUESTS_IN_FLIGHT_MAX)] = 512
     max_tokens_default: Annotated[int, Field(ge=1)] = 512
     attempts_max: Annotated[int, Field(ge=1, le=16)] = 4
+    retry_ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
+    retry_floor_per_second: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    retry_burst: Annotated[int, Field(ge=1, le=REQUESTS_IN_FLIGHT_MAX)] = 100
     worker_wait_ms: Milliseconds = 5_000
     heartbeat_ms: Milliseconds = 1_000
     heartbeat_timeout_ms: Milliseconds = 15_000
 
 
 class DeadlinesConfig(_Config):
-    """How long each stage of a hand-off may take."""
+    """How long each stage of a hand-off may take, and a whole request from its arrival to its last token."""
 
+    request_ms: Milliseconds = 1_800_000
     reserve_ms: Milliseconds = 300_000
     prefill_ms: Milliseconds = 300_000
     transfer_ms: Milliseconds = 60_000
     confirm_ms: Milliseconds = 5_000
+
+
+class PrefixCachingConfig(_Config):
+    """Whether a worker keeps the KV of prompts' whole blocks for later prompts that begin alike, and what goes first.
+
+    What is kept gives way to requests. `retention` is `lru`, `lfu`, or `cost` (time to compute again for its bytes,
+    times expected reuse); a use counts half as much after each `half_life_ms`. `blocks_max`: by default the whole pool.
+    """
+
+    enabled: bool = False
+    retention: Literal["lru", "lfu", "cost"] = "lru"
+    half_life_ms: Milliseconds = 300_000
+    blocks_max: Annotated[int, Field(ge=1)] | None = None
 
 
 class PoolConfig(EmbeddedConfig):
@@ -72,6 +92,8 @@ class PoolConfig(EmbeddedConfig):
 
     `port` (orders) and `tcp_port` (KV) are the first worker's, the next one's are one higher each; none: any free one.
     Where peers reach them elsewhere, behind address translation say, the `advertised_` ones are what they are told.
+    A prefill pool of one tenant (`sole_tenant`) frees what a lost reader held when its lease ends; one of many (null)
+    only once it is proven that nobody can read any more.
     """
 
     model: Path = Path()
@@ -86,11 +108,22 @@ class PoolConfig(EmbeddedConfig):
     advertised_tcp_port: Port | None = None
     transports: tuple[Literal["shm", "tcp"], ...] = ("shm", "tcp")
     staging_bytes: Annotated[int, Field(ge=1)] = GIB
+    admission: AdmissionConfig = AdmissionConfig()
+    prefix_caching: PrefixCachingConfig = PrefixCachingConfig()
+    sole_tenant: Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)] | None = "default"
 
     @model_validator(mode="after")
     def _transports(self) -> Self:
         if not self.transports or len(set(self.transports)) != len(self.transports):
             raise ValueError("transports: name at least one of shm, tcp, each once")
+        return self
+
+    @model_validator(mode="after")
+    def _admission(self) -> Self:
+        try:
+            self.admission.quotas_for(self.num_blocks)
+        except ConfigInvalid as error:
+            raise ValueError(f"admission.{error}") from None
         return self
 
     def engine(self, model: Path) -> EmbeddedConfig:
@@ -168,13 +201,14 @@ def load_config(path: Path) -> ServeConfig:
         ConfigInvalid: unreadable, not YAML, or a field is wrong; the message names it and what would be right.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_at_most(path, YAML_BYTES_MAX)
+        text = data.decode("utf-8")
     except OSError as error:
         raise ConfigInvalid(f"{path}: {error.strerror}", field="config") from None
     except UnicodeDecodeError as error:
         raise ConfigInvalid(f"{path}: not UTF-8: {error.reason} at byte {error.start}", field="config") from None
     try:
-        check_bounds(path, text.encode(), field="config")
+        check_bounds(path, data, field="config")
         raw = yaml.safe_load(text)
     except BadInput as error:
         raise ConfigInvalid(str(error), field=error.field) from None
@@ -225,7 +259,9 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping at a location may have."""
     kind: type[BaseModel] = ServeConfig
     if location[0] == "pools" and len(location) > 2:
-        kind = PoolConfig
+        inner = {"prefix_caching": PrefixCachingConfig, "admission": AdmissionConfig}
+        kind = inner.get(str(location[2]), PoolConfig) if len(location) > 3 else PoolConfig
+        kind = QuotaConfig if kind is AdmissionConfig and len(location) > 4 else kind
     elif location[0] == "tls":
         kind = TlsConfig
     elif location[0] in ("gateway", "deadlines") and len(location) > 1:

@@ -1,4 +1,4 @@
-"""Starts a whole deployment as child processes of this one, and ends them with it.
+"""Starts a whole deployment as child processes of this one, keeps them running, and ends them with it.
 
 Each child dies with its parent (PR_SET_PDEATHSIG), so that nothing is left behind whatever ends the parent.
 """
@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Protocol, Self
 import httpx
 import structlog
 
-from isthmus.core.clock import Clock
+from isthmus.core.clock import Clock, Instant
 from isthmus.core.errors import Lost
 from isthmus.core.ids import WorkerId
 from isthmus.core.units import Duration
@@ -29,6 +30,10 @@ log = structlog.get_logger(__name__)
 PR_SET_PDEATHSIG = 1
 STOP_GRACE = Duration.of_seconds(10)
 POLL = Duration.of_ms(100)
+RESTART_PAUSE = Duration.of_ms(500)
+RESTARTS_MAX, RESTARTS_WITHIN = 8, Duration.of_seconds(120)
+REFUSED = 2
+"""The status of a process that was given input it cannot work with (`cli.main`)."""
 
 
 class Running(Protocol):
@@ -148,15 +153,34 @@ class Deployment:
                     raise Lost(f"deployment: not ready within {deadline}\n{missing}", field="deployment")
                 await self._clock.sleep(POLL)
 
-    async def first_to_end(self) -> Child:
-        """Wait for any process to end."""
-        waits = {asyncio.create_task(child.process.wait()): child for child in self.children.values()}
+    async def keep(self) -> None:
+        """Until cancelled: start anew, under its name, whatever ends.
+
+        Raises:
+            Lost: one refuses its input, and would again; or it ends so often that starting it does not help.
+        """
+        keeping = {asyncio.create_task(self._keep(name)) for name in self.children}
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            return waits[done.pop()]
+            done, _ = await asyncio.wait(keeping, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
         finally:
-            for wait in waits:
-                wait.cancel()
+            for task in keeping:
+                task.cancel()
+
+    async def _keep(self, name: str) -> None:
+        ends: deque[Instant] = deque(maxlen=RESTARTS_MAX)
+        while True:
+            child = self.children[name]
+            status = await child.process.wait()
+            now = self._clock.now()
+            often = len(ends) == RESTARTS_MAX and now - ends[0] < RESTARTS_WITHIN.ns
+            if status == REFUSED or often:
+                why = f"{RESTARTS_MAX} times within {RESTARTS_WITHIN}, at last " if often else ""
+                raise Lost(f"{name} ended {why}with status {status}:\n{child.tail()}", field=name)
+            ends.append(now)
+            log.warning("member_ended", member=name, status=status)
+            await self._clock.sleep(RESTART_PAUSE)
+            await self.start(name)
 
     async def stop(self) -> None:
         """End every process that was started here, by its pid, and wait for it."""

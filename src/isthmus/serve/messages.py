@@ -9,8 +9,18 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from isthmus.core.limits import NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.core.limits import HANDOFFS_SHOWN_MAX, NAME_CHARS_MAX, TP_SIZE_MAX, WORKERS_MAX
+from isthmus.handoff.orders import (
+    AbortOrder,
+    Ack,
+    ConfirmOrder,
+    ConfirmReply,
+    PrefillOrder,
+    PrefillReply,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
 from isthmus.handoff.request import Request, TokenId
 from isthmus.serve.processes import ProcessIdentity
 from isthmus.state.assumption import Assumption
@@ -98,9 +108,10 @@ class PeerHello(WireStruct, frozen=True, kw_only=True, tag="peer_hello"):
 
 
 class Pulse(WireStruct, frozen=True, kw_only=True, tag="pulse"):
-    """A sign of life; a worker's also says how its blocks stand."""
+    """A sign of life; a worker's also says how its blocks stand, and, if it takes nothing new, why."""
 
     blocks: dict[str, int] = {}  # noqa: RUF012 - msgspec copies empty defaults
+    unhealthy: Text | None = None
 
 
 class Generate(WireStruct, frozen=True, kw_only=True, tag="generate"):
@@ -131,7 +142,11 @@ class CancelRequest(WireStruct, frozen=True, kw_only=True, tag="cancel"):
 
 
 class HandoffReport(WireStruct, frozen=True, kw_only=True, tag="handoff_report"):
-    """One hand-off that was installed, for metrics and for people."""
+    """One hand-off that was installed, for metrics and for people.
+
+    Of `tokens`, the producer had kept the KV of `reused_tokens` and did not compute it; the consumer had kept that of
+    `have_tokens`, `have_bytes` as the producer stores it, and did not read it.
+    """
 
     handoff: Token
     request_id: Name
@@ -139,6 +154,9 @@ class HandoffReport(WireStruct, frozen=True, kw_only=True, tag="handoff_report")
     producer: Name
     consumer: Name
     tokens: int
+    reused_tokens: int
+    have_tokens: int
+    have_bytes: int
     wire_bytes: int
     transport: Name
     outcome: Name
@@ -154,7 +172,10 @@ class HandoffReport(WireStruct, frozen=True, kw_only=True, tag="handoff_report")
 
 
 class SnapshotOrder(WireStruct, frozen=True, kw_only=True, tag="snapshot_order"):
-    """Who owns what now?"""
+    """Who owns what now? `limit`: rows in each list. `handoff`: only those whose id begins so, with timelines."""
+
+    handoff: Annotated[str, Meta(pattern=r"^[0-9a-f]{0,32}\Z")] = ""
+    limit: Annotated[int, Meta(ge=1, le=HANDOFFS_SHOWN_MAX)] = HANDOFFS_SHOWN_MAX
 
 
 class Snapshot(WireStruct, frozen=True, kw_only=True, tag="snapshot"):
@@ -188,6 +209,8 @@ Message = (
     | Failure
     | PrefillOrder
     | PrefillReply
+    | RegisterOrder
+    | WrittenOrder
     | ConfirmOrder
     | ConfirmReply
     | RenewOrder

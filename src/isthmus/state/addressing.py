@@ -6,6 +6,7 @@ cross.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -23,8 +24,11 @@ __all__ = ["address_rank", "address_shards", "heads_of", "stage_of"]
 _FIELD_INDEX = {name: index for index, name in enumerate(FIELD_NAMES)}
 
 
+@lru_cache(maxsize=1024)
 def address_shards(group: GroupRepresentation, partition: Partition, prefix: str = "") -> tuple[ShardAddressing, ...]:
     """The shards of a group, by rank; of pipeline stages only those that hold one of its layers.
+
+    Remembered: a hand-off asks several times, each offer that is decoded asks, and a fleet has few forms.
 
     Args:
         prefix: goes before every region's id, to tell groups apart.

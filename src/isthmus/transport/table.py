@@ -114,11 +114,12 @@ def _export_tcp(worker: Worker, lender: Lender, guard: Guard) -> Exporter:
         port=worker.tcp_port,
         advertised_host=worker.tcp_advertised_host,
         advertised_port=worker.tcp_advertised_port,
+        tls=worker.tls,
     )
 
 
 def _read_tcp(worker: Worker) -> Reader:
-    return TcpReader(worker.identity, worker.clock)
+    return TcpReader(worker.identity, worker.clock, worker.tls)
 
 
 def _expose_tcp(worker: Worker, guard: WriteGuard) -> Importer:

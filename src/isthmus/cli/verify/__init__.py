@@ -2,8 +2,16 @@
 
 import cyclopts
 
+from isthmus.cli.verify.chaos import chaos
+from isthmus.cli.verify.seeds import replay, seeds
+from isthmus.cli.verify.trace import trace
+
 __all__ = ["verify"]
 
 verify = cyclopts.App(
     name="verify", help="Prove the ownership protocol: model check, seeded simulation, chaos, trace validation."
 )
+verify.command(chaos)
+verify.command(trace)
+verify.command(seeds)
+verify.command(replay)

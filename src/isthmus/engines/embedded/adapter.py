@@ -25,7 +25,7 @@ from isthmus.engines.embedded.lender import lender_of
 from isthmus.engines.embedded.request import EngineRequest, StepOutput
 from isthmus.engines.embedded.runner import AsyncEngine
 from isthmus.handoff.request import Request
-from isthmus.handoff.seams import Prefilled
+from isthmus.handoff.seams import OnFilled, Prefilled
 from isthmus.kernels.binding import bind
 from isthmus.kernels.report import Verified
 from isthmus.kernels.torch_execute import execute
@@ -55,6 +55,7 @@ class EmbeddedKV:
         self._clock = clock
         self._converting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="isthmus-convert")
         self.lender: Lender = lender_of(engine.pool)
+        self._following: dict[HandoffId, OnFilled] = {}
 
     @classmethod
     def build(cls, config: EmbeddedConfig, allocate: Callable[[int], Any] | None = None) -> Self:
@@ -122,7 +123,7 @@ class EmbeddedKV:
         """As `PrefixWriter.prefill_from`. A row does not depend on which step computes it, nor do those after it, so
         what is filled behind a prefix is, bit for bit, what would be filled without one.
         """
-        start = self._clock.now()
+        start, on_filled = self._clock.now(), self._following.pop(handoff, None)
         stream = self._async.submit(
             EngineRequest(
                 request_id=RequestId(handoff),
@@ -133,11 +134,14 @@ class EmbeddedKV:
                 sampled_before=request.sampled,
                 stop_after_prefill=True,
                 exported=True,
+                followed=on_filled is not None,
             )
         )
         async for output in stream:
             if output.prefilled:
                 return self._prefilled(output, start)
+            if on_filled is not None and output.filled_tokens is not None:
+                on_filled(output.filled_tokens)
         raise TransferFailed(f"hand-off {handoff}: its prefill was stopped", field="handoff")
 
     def _prefilled(self, output: StepOutput, start: Instant) -> Prefilled:
@@ -151,8 +155,13 @@ class EmbeddedKV:
             prefill_ms=(self._clock.now() - start) / 1e6,
         )
 
+    def watch_fill(self, handoff: HandoffId, on_filled: OnFilled) -> None:
+        """As `WatchFill.watch_fill`: told after each step."""
+        self._following[handoff] = on_filled
+
     async def stop_prefill(self, handoff: HandoffId) -> None:
         """As `KVWriter.stop_prefill`."""
+        self._following.pop(handoff, None)
         await self._stop(handoff)
 
     async def stop_decode(self, handoff: HandoffId) -> None:

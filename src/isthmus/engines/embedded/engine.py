@@ -123,7 +123,7 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Compute one step: one output for each request that got a token or failed."""
+        """Compute one step: one output for each request that got a token, failed, or is followed and got further."""
         chunks = self._scheduler.next_step()
         if not chunks:
             return []
@@ -145,7 +145,12 @@ class EmbeddedEngine:
         self._digest(chunks, cache.written)
         for chunk in chunks:
             chunk.active.computed = chunk.stop
-        return self._sample(chunks, hidden)
+        further = [
+            StepOutput(request_id=chunk.active.request.request_id, filled_tokens=chunk.stop)
+            for chunk in chunks
+            if chunk.active.request.followed and not chunk.samples
+        ]
+        return [*further, *self._sample(chunks, hidden)]
 
     def _digest(self, chunks: Sequence[Chunk], written: Sequence[EncodedRows]) -> None:
         """Digest the rows that exported requests wrote, as encoded and before anybody else can reach them."""

@@ -36,6 +36,7 @@ class EngineRequest:
     start: "decode" computes the last token's KV only and is scheduled like any decode; "prefill" computes the rest.
     stop_after_prefill: the request leaves the engine with its first token.
     exported: the prefilled rows' logical digest is reported.
+    followed: each step that fills a part of the prompt is reported.
 
     Raises:
         BadInput: a field contradicts another.
@@ -50,6 +51,7 @@ class EngineRequest:
     start: Literal["prefill", "decode"] = "prefill"
     stop_after_prefill: bool = False
     exported: bool = False
+    followed: bool = False
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -92,6 +94,7 @@ class StepOutput:
     done: the request has left the engine, which will not touch its blocks again.
     digest, digest_range: with `prefilled` and an exported request, the logical digest of the KV computed here.
     token_digests: the same by token, so that a part of it can be offered.
+    filled_tokens: of a request that is followed, how many tokens of the prompt have KV now.
     error: the request has failed (and is done).
     """
 
@@ -104,4 +107,5 @@ class StepOutput:
     digest: Digest | None = None
     digest_range: TokenRange | None = None
     token_digests: tuple[Digest, ...] = ()
+    filled_tokens: int | None = None
     error: IsthmusError | None = field(default=None)

@@ -11,6 +11,7 @@ from isthmus.catalogue.conditions import Value
 from isthmus.catalogue.rules import engine_on
 from isthmus.catalogue.shape_types import LayerShape, ModelShape
 from isthmus.core.errors import BadInput
+from isthmus.core.files import read_at_most
 from isthmus.core.limits import MANIFEST_BYTES_MAX
 from isthmus.engines.launch.flags import read_environment, read_flags
 from isthmus.engines.launch.groups import group_of, partition_of
@@ -49,9 +50,7 @@ def read_description(path: Path) -> Description:
         found: Description = read_yaml(path, Description, hint=hint, field="file")
         return found
     try:
-        if path.stat().st_size > MANIFEST_BYTES_MAX:
-            raise BadInput(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes; {hint}", field="file")
-        return msgspec.json.decode(path.read_bytes(), type=Description)
+        return msgspec.json.decode(read_at_most(path, MANIFEST_BYTES_MAX), type=Description)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; {hint}", field="file") from None
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ import msgspec
 import yaml
 
 from isthmus.core.errors import BadInput
+from isthmus.core.files import read_at_most
 from isthmus.core.limits import YAML_BYTES_MAX, YAML_DEPTH_MAX
 
 __all__ = ["check_bounds", "read_yaml"]
@@ -22,11 +23,9 @@ def read_yaml(path: Path, kind: Any, *, hint: str, field: str) -> Any:
         BadInput: it cannot be read, is too large or too deep, uses aliases, or is no such thing.
     """
     try:
-        data = path.read_bytes() if path.stat().st_size <= YAML_BYTES_MAX else None
+        data = read_at_most(path, YAML_BYTES_MAX)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: {getattr(error, 'strerror', error)}; {hint}", field=field) from None
-    if data is None:
-        raise BadInput(f"{path}: larger than {YAML_BYTES_MAX} bytes; {hint}", field=field)
     try:
         check_bounds(path, data, field=field)
         return msgspec.yaml.decode(data, type=kind)

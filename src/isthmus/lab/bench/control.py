@@ -21,7 +21,7 @@ from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.producer import ProducerSide
 from isthmus.handoff.request import Request, Sampling
-from isthmus.handoff.seams import OnFilled, Prefilled, nobody_waits
+from isthmus.handoff.seams import Prefilled
 from isthmus.handoff.stages import Placed
 from isthmus.handoff.watch import Watch
 from isthmus.kernels.report import Verified
@@ -53,9 +53,7 @@ class _NoEngine:
         self.residency = Residency(tier="device", num_blocks=NUM_BLOCKS)
         self.context_length = 32_768
 
-    async def prefill(
-        self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId], on_filled: OnFilled = nobody_waits
-    ) -> Prefilled:
+    async def prefill(self, handoff: HandoffId, request: Request, blocks: Sequence[BlockId]) -> Prefilled:
         return Prefilled(token=1, finish_reason=None, digests=(Digest(0),), prefill_ms=0.0)
 
     async def stop_prefill(self, handoff: HandoffId) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from isthmus.core.clock import SystemClock
 
-__all__ = ["Row", "progress", "result", "row", "save", "timed"]
+__all__ = ["Row", "commit", "progress", "result", "row", "save", "timed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ def result(name: str, rows: list[Row], packages: tuple[str, ...]) -> dict[str, A
         "bench": name,
         "machine": _machine(),
         "versions": {"python": platform.python_version()} | {each: metadata.version(each) for each in packages},
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"isthmus bench {name}",
         "rows": [asdict(each) for each in rows],
     }
@@ -98,7 +98,8 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that this code is of, short; `unknown` outside a checkout."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],

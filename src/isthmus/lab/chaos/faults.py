@@ -13,7 +13,7 @@ from isthmus.lab.chaos.proxy import FaultProxy, LinkFault
 
 __all__ = ["Faults"]
 
-GATEWAY_SHARE, DOUBLE_SHARE, LINK_SHARE = 0.07, 0.12, 0.2
+GATEWAY_SHARE, DOUBLE_SHARE, LINK_SHARE = 0.07, 0.12, 0.5
 STOP_SHORTEST = Duration.of_ms(100)
 STOP_LONGEST_LEASES = 4
 LINK_SHORTEST, LINK_LONGEST = Duration.of_ms(50), Duration.of_ms(2_500)

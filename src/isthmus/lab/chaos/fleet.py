@@ -20,7 +20,7 @@ from isthmus.lab.chaos.member import FENCED_STATUS
 from isthmus.lab.chaos.shapes import Shape
 from isthmus.serve.launcher import Child, Deployment
 
-__all__ = ["Cause", "Death", "Fleet"]
+__all__ = ["Cause", "Death", "Fleet", "Freeze"]
 
 WATCH_EVERY = Duration.of_ms(100)
 READY_WITHIN = Duration.of_seconds(60)
@@ -42,11 +42,21 @@ class Death:
 
     name: str
     pid: int
+    incarnation: str
     at: Instant
     cause: Cause
     status: int
     recovered: Instant | None = None
     tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """A process was stopped for so long; a frozen worker frees nothing, and a frozen gateway answers nobody."""
+
+    name: str
+    began: Instant
+    ended: Instant
 
 
 @dataclass(slots=True)
@@ -65,8 +75,11 @@ class Fleet:
 
     def __init__(self, shape: Shape, forks: Forks, log_folder: Path, clock: Clock) -> None:
         self.shape = shape
-        self.deployment = Deployment(shape.config, shape.path, log_folder, clock, spawn=forks.spawn)
+        self.deployment = Deployment(
+            shape.config, shape.path, log_folder, clock, spawn=forks.spawner(shape.environment)
+        )
         self.deaths: list[Death] = []
+        self.freezes: list[Freeze] = []
         self.quarantined_max = 0
         self._clock = clock
         self._members = {name: _Member() for name in self.names}
@@ -122,13 +135,14 @@ class Fleet:
         child, member = self.deployment.children[name], self._members[name]
         if child.process.returncode is not None or member.frozen or member.killed:
             return False
-        member.frozen = True
+        member.frozen, began = True, self._clock.now()
         child.process.send_signal(signal.SIGSTOP)
         try:
             await self._clock.sleep(duration)
         finally:
             child.process.send_signal(signal.SIGCONT)
             member.frozen = False
+            self.freezes.append(Freeze(name=name, began=began, ended=self._clock.now()))
         return True
 
     # watching
@@ -155,7 +169,7 @@ class Fleet:
             status = await child.process.wait()
             at = self._clock.now()
             cause = self._cause(member, status)
-            death = Death(name=name, pid=child.pid, at=at, cause=cause, status=status)
+            death = Death(name=name, pid=child.pid, incarnation=member.incarnation, at=at, cause=cause, status=status)
             if cause is Cause.CRASHED:
                 death.tail = child.tail(40)
             self.deaths.append(death)
@@ -184,7 +198,7 @@ class Fleet:
             for worker in workers:
                 self._seen(worker["worker"], worker["incarnation"], worker["pid"], now)
                 self.quarantined_max = max(self.quarantined_max, worker["blocks"].get("quarantined_max", 0))
-            if len(workers) == len(self._members) - 1:
+            if {worker["role"] for worker in workers} == {"prefill", "decode"}:
                 self._recover(self._members["gateway"], now)
 
     def _seen(self, name: str, incarnation: str, pid: int, now: Instant) -> None:

@@ -1,4 +1,4 @@
-"""The driver's half of the fork server: `Forks.spawn` is a `serve.launcher.Spawn`."""
+"""The driver's half of the fork server: `Forks.spawner` gives a `serve.launcher.Spawn`."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from isthmus.core.errors import Lost
+from isthmus.serve.launcher import Spawn
 
 __all__ = ["Forked", "Forks"]
 
@@ -46,10 +47,11 @@ class Forked:
 
 
 class Forks:
-    """A running zygote. Use as an async context manager; `environment` is each member's own, by its name."""
+    """A running zygote, good for any number of deployments. Use as an async context manager."""
 
-    def __init__(self, environment: Mapping[str, Mapping[str, str]] | None = None) -> None:
-        self._environment = environment or {}
+    def __init__(self, program: str = "isthmus.lab.chaos.zygote") -> None:
+        """`program`: the module that forks; another one than ours may fork members that are broken on purpose."""
+        self._program = program
         self._asked: dict[int, asyncio.Future[Forked]] = {}
         self._living: dict[int, Forked] = {}
         self._next_id = 0
@@ -61,7 +63,7 @@ class Forks:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "isthmus.lab.chaos.zygote",
+            self._program,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
@@ -79,15 +81,22 @@ class Forks:
         await self._process.wait()
         await asyncio.wait({self._hearing})
 
-    async def spawn(self, name: str, arguments: Sequence[str], log: Path) -> Forked:
-        """Fork a member. `arguments` are those of `isthmus serve`: the last is the deployment's file."""
+    def spawner(self, environment: Mapping[str, Mapping[str, str]]) -> Spawn:
+        """For one deployment; `environment` is each member's own, by its name."""
+
+        async def spawn(name: str, arguments: Sequence[str], log: Path) -> Forked:
+            return await self._fork(name, Path(arguments[-1]), log, environment.get(name, {}))
+
+        return spawn
+
+    async def _fork(self, name: str, config: Path, log: Path, environment: Mapping[str, str]) -> Forked:
         self._next_id += 1
         order = {
             "id": self._next_id,
             "name": name,
-            "config": arguments[-1],
+            "config": str(config),
             "log": str(log),
-            "environment": dict(self._environment.get(name, {})),
+            "environment": dict(environment),
         }
         answer: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
         self._asked[self._next_id] = answer

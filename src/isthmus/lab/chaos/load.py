@@ -27,7 +27,7 @@ ANSWERED_WITHIN = Duration.of_seconds(60)
 """A request that has ended in nothing by then is unanswered."""
 
 STREAMED, HUNG_UP = 0.6, 0.04
-PAUSE = Duration.of_ms(50)
+PAUSE = Duration.of_ms(250)
 
 
 class Ending(enum.StrEnum):

@@ -4,15 +4,13 @@ Only the end differs: a worker that finds itself fenced exits with `FENCED_STATU
 image, and whoever started it starts it anew. A fork shares its memory with others, so there is no image to become.
 """
 
-import logging
 import sys
 from pathlib import Path
-
-import structlog
 
 from isthmus.core.errors import BadInput, IncarnationFenced, IsthmusError, Rejected
 from isthmus.core.ids import WorkerId
 from isthmus.serve.config import load_config
+from isthmus.serve.logs import start_logging
 from isthmus.serve.models import model_path
 from isthmus.serve.running import run_until_told
 
@@ -23,7 +21,7 @@ FENCED_STATUS = 75
 
 def run_member(name: str, config_path: Path) -> int:
     """Serve until told to stop; returns the exit status, by the table of `cli.main`."""
-    _start_logging()
+    start_logging()
     try:
         _serve(name, config_path)
     except IncarnationFenced as error:
@@ -52,16 +50,3 @@ def _serve(name: str, config_path: Path) -> None:
 def _said(error: IsthmusError, status: int) -> int:
     sys.stderr.write(f"isthmus: {error.code}: {error}\n")
     return status
-
-
-def _start_logging() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -1,30 +1,32 @@
-"""One chaos run, top to bottom: prepare, start, load, faults, heal, look into every ledger, stop, replay the journals."""
+"""One chaos run, top to bottom: prepare, start, load, faults, heal, look into every ledger, stop, read the journals."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from isthmus.core.clock import Clock, Instant, SystemClock
 from isthmus.core.errors import DeadlineExceeded
 from isthmus.core.units import Duration
 from isthmus.lab.chaos.chance import Chance
+from isthmus.lab.chaos.disk import TinyDisk
 from isthmus.lab.chaos.faults import Faults
-from isthmus.lab.chaos.fleet import Death, Fleet
+from isthmus.lab.chaos.fleet import Death, Fleet, Freeze
 from isthmus.lab.chaos.forks import Forks
 from isthmus.lab.chaos.load import Answered, Load
 from isthmus.lab.chaos.model import KV_HEADS, Reference, answer_alone, prepare
 from isthmus.lab.chaos.proxy import FaultProxy
-from isthmus.lab.chaos.shapes import LEASE, shape_of
+from isthmus.lab.chaos.shapes import LEASE, STARVED, shape_of
 
-__all__ = ["ChaosOrder", "ChaosRun", "run_chaos"]
+__all__ = ["ChaosOrder", "ChaosRun", "run_chaos", "run_deployment"]
 
 PROMPTS, ANSWER_TOKENS = 24, 24
-CONCURRENCY = {"tiny": 12, "smollm2": 4}
+CONCURRENCY = {"tiny": 6, "smollm2": 3}
 HEAL_WITHIN = Duration.of_seconds(90)
 EMPTY_WITHIN = Duration.of_seconds(20)
 POLL = Duration.of_ms(200)
@@ -55,6 +57,7 @@ class ChaosRun:
     dealt: dict[str, int]
     harmed: dict[str, int]
     deaths: list[Death]
+    freezes: list[Freeze]
     answered: list[Answered]
     held: dict[str, Any]
     unhealed: str
@@ -62,21 +65,43 @@ class ChaosRun:
 
 
 async def run_chaos(order: ChaosOrder, folder: Path, cache: Path, say: Say) -> ChaosRun:
-    """Run, and return what happened; judging it is `report`'s."""
-    clock = SystemClock()
+    """Prepare, run, and return what happened; judging it is `report`'s."""
     model = prepare(order.model, cache)
     references = await asyncio.to_thread(answer_alone, model, count=PROMPTS, tokens=ANSWER_TOKENS)
     say(f"{len(references)} reference answers by one engine alone; logs and journals in {folder}")
-    shape = shape_of(model, folder, heads=KV_HEADS[order.model])
+    async with Forks() as forks:
+        return await run_deployment(order, folder, model, references, forks, say)
+
+
+async def run_deployment(
+    order: ChaosOrder, folder: Path, model: Path, references: Sequence[Reference], forks: Forks, say: Say
+) -> ChaosRun:
+    """One deployment from its start to its clean end, with load and faults between."""
+    clock = SystemClock()
     async with AsyncExitStack() as stack:
+        disk = await stack.enter_async_context(TinyDisk(folder / "full", folder / "starved"))
+        if not disk.mounted:
+            say("no rights to mount a disk: no member is starved of it")
+        full_disk = disk.at if disk.mounted else None
+        shape = shape_of(model, folder, heads=KV_HEADS[order.model], full_disk=full_disk)
         links = {
             link.name: await stack.enter_async_context(FaultProxy(link.listens, link.target, clock))
             for link in shape.links
         }
-        forks = await stack.enter_async_context(Forks(shape.environment))
-        fleet = await stack.enter_async_context(Fleet(shape, forks, folder / "logs", clock))
+        fleet = await stack.enter_async_context(Fleet(shape, forks, _log_folder(folder, full_disk), clock))
         say(f"started: {', '.join(fleet.names)}")
-        return await _under_load(order, folder, fleet, links, references, clock, say)
+        run = await _under_load(order, folder, fleet, links, references, clock, say)
+    (folder / "run.json").write_bytes(msgspec.json.encode(run, enc_hook=str))
+    return run
+
+
+def _log_folder(folder: Path, full_disk: Path | None) -> Path:
+    """Where logs go: one member's ends on the full disk."""
+    logs = folder / "logs"
+    logs.mkdir()
+    if full_disk is not None:
+        (logs / f"{STARVED}.log").symlink_to(full_disk / f"{STARVED}.log")
+    return logs
 
 
 async def _under_load(
@@ -84,7 +109,7 @@ async def _under_load(
     folder: Path,
     fleet: Fleet,
     links: dict[str, FaultProxy],
-    references: tuple[Reference, ...],
+    references: Sequence[Reference],
     clock: Clock,
     say: Say,
 ) -> ChaosRun:
@@ -111,6 +136,7 @@ async def _under_load(
         dealt=dict(sorted(faults.dealt.items())),
         harmed={name: link.harmed for name, link in links.items()},
         deaths=fleet.deaths,
+        freezes=fleet.freezes,
         answered=load.answered,
         held=held,
         unhealed=unhealed,
@@ -128,7 +154,7 @@ async def _healed(fleet: Fleet) -> str:
 
 
 async def _emptied(fleet: Fleet, clock: Clock) -> dict[str, Any]:
-    """What is still held when the time is up; empty as soon as nothing is, in any worker's ledger, quarantine included."""
+    """What is still held when the time is up; empty as soon as no ledger holds anything, quarantine included."""
     start = clock.now()
     while True:
         held = await _held(fleet)

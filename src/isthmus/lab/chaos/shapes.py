@@ -1,7 +1,8 @@
 """The deployment under chaos: three producers and three consumers, no two alike, by shared memory and by TCP.
 
 KV is bfloat16 everywhere, so that every pair is lossless and every greedy answer is one answer. Leases and heartbeats
-are short: a fault has run its course within seconds. One producer and one consumer are reached through fault proxies.
+are short: a fault has run its course within seconds. One producer and one consumer are reached through fault proxies,
+and one producer serves many tenants: what its lost readers held is quarantined until their death is proven.
 """
 
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from isthmus.lab.chaos.model import CONTEXT_LENGTH
 from isthmus.lab.demo.deployment import free_ports
 from isthmus.serve.config import ServeConfig, parse_config
 
-__all__ = ["LEASE", "Link", "Shape", "shape_of"]
+__all__ = ["LEASE", "STARVED", "Link", "Shape", "shape_of"]
 
-LEASE = Duration.of_ms(1_000)
-HEARTBEAT_MS = 200
-HEARTBEAT_TIMEOUT_MS = 1_000
+LEASE = Duration.of_ms(2_000)
+HEARTBEAT_MS = 250
+HEARTBEAT_TIMEOUT_MS = 2_000
 
 PROXIED_PRODUCER = "prefill-sharded-0"
 PROXIED_CONSUMER = "decode-cross-0"
+STARVED = "decode-nhd-0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +42,13 @@ class Shape:
 
     config: ServeConfig
     path: Path
+    journals: Path
     links: tuple[Link, ...]
     environment: dict[str, dict[str, str]]
 
 
-def shape_of(model: Path, folder: Path, *, heads: int) -> Shape:
-    """Write the file; `heads` is the model's number of KV heads."""
+def shape_of(model: Path, folder: Path, *, heads: int, full_disk: Path | None) -> Shape:
+    """Write the file; `heads` is the model's number of KV heads. One member's journal goes to `full_disk`, if any."""
     port, control, own, own_tcp, *proxies = free_ports(8)
     links = tuple(
         Link(name=name, listens=listens, target=target)
@@ -78,7 +81,7 @@ def shape_of(model: Path, folder: Path, *, heads: int) -> Shape:
         "pools": [
             _pool("prefill-nhd", "prefill", kv_layout="NHD", kv_order="kv_outer", block_size=16),
             _pool("prefill-sharded", "prefill", block_size=32, tp_size=heads, kv_layout="HND", **through_proxy),
-            _pool("prefill-cross", "prefill", kv_layout="BLHNC", kv_order="packed_c", block_size=8),
+            _pool("prefill-cross", "prefill", kv_layout="BLHNC", kv_order="packed_c", block_size=8, sole_tenant=None),
             _pool("decode-hnd", "decode", kv_layout="HND", kv_order="packed_c", block_size=64, tp_size=heads),
             _pool("decode-cross", "decode", kv_layout="BLHNC", kv_order="packed_c", block_size=8, transports=["tcp"]),
             _pool("decode-nhd", "decode", kv_layout="NHD", kv_order="kv_outer", block_size=16),
@@ -90,7 +93,15 @@ def shape_of(model: Path, folder: Path, *, heads: int) -> Shape:
         PROXIED_PRODUCER: {"ISTHMUS_GATEWAY__CONTROL_PORT": str(links[2].listens)},
         PROXIED_CONSUMER: {"ISTHMUS_GATEWAY__CONTROL_PORT": str(links[3].listens)},
     }
-    return Shape(config=parse_config(raw, where=str(path)), path=path, links=links, environment=environment)
+    if full_disk is not None:
+        environment[STARVED] = {"ISTHMUS_JOURNAL": str(full_disk)}
+    return Shape(
+        config=parse_config(raw, where=str(path)),
+        path=path,
+        journals=folder / "journals",
+        links=links,
+        environment=environment,
+    )
 
 
 POOL_TOKENS = 4_096

@@ -1,4 +1,4 @@
-"""A simulated process's own clock: it runs a little fast or slow, and may jump ahead. Its chance comes from the seed."""
+"""A simulated process's own clock: a little fast or slow, and it may jump ahead. Its chance comes from the seed."""
 
 import asyncio
 

@@ -6,15 +6,16 @@ is (I2): by the watch, from outside; no rule of the protocol is here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ConversionOutOfBounds, DigestMismatch, Lost, TransferFailed
-from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId
+from isthmus.core.ids import BlockId, HandoffId, RegionId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import settle
 from isthmus.handoff.request import Request
@@ -27,7 +28,7 @@ from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 from isthmus.transport.blocks import HostLender
 
-__all__ = ["Decoded", "PaperEngine", "Pace"]
+__all__ = ["Decoded", "Pace", "PaperEngine"]
 
 Touches = Callable[[HandoffId, Sequence[BlockId]], None]
 """Told before blocks are written for a hand-off."""
@@ -78,7 +79,7 @@ class PaperEngine:
         size = sum(region.size_bytes(num_blocks) for region in regions)
         self.memory: Rows = np.full(size, 0xFF, np.uint8)
         buffers: dict[RegionId, memoryview] = {}
-        start, view = 0, memoryview(self.memory)
+        start, view = 0, self.memory.data
         for region in regions:
             stop = start + region.size_bytes(num_blocks)
             buffers[region.id] = view[start:stop]
@@ -107,7 +108,9 @@ class PaperEngine:
     def write(self, handoff: HandoffId, blocks: Sequence[BlockId], start: int, values: Values) -> Rows:
         """Store the KV of the tokens from `start` on; returns it as stored."""
         slots = self._slots(blocks, start, start + values.shape[2])
-        self._touches(handoff, blocks[start // self.form.block_size : (start + values.shape[2] - 1) // self.form.block_size + 1])
+        self._touches(
+            handoff, blocks[start // self.form.block_size : (start + values.shape[2] - 1) // self.form.block_size + 1]
+        )
         rows = encode(values, self.form.storage)
         self.memory[self._table[:, :, slots]] = rows
         return rows
@@ -199,7 +202,7 @@ class PaperEngine:
 
     async def decode(
         self, handoff: HandoffId, request: Request, token: int, blocks: Sequence[BlockId]
-    ) -> AsyncIterator[Decoded]:
+    ) -> AsyncGenerator[Decoded, None]:
         """Go on after `token`, which prefill sampled. Raises Lost where it is stopped."""
         work = self._begin(handoff)
         work.task = asyncio.create_task(self._decode(work, handoff, request, token, tuple(blocks)))
@@ -250,6 +253,7 @@ class PaperEngine:
                 await settle(work.task)
 
 
+@lru_cache(maxsize=1024)
 def image_bytes(form: Form, tokens: int) -> ByteCount:
     """What the staging image of a prompt takes."""
     blocks = blocks_for(tokens, form.block_size)

@@ -6,7 +6,7 @@ and the reference's own addressing; so that executing a plan is one look-up, che
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -86,9 +86,22 @@ def verdict(producer: Form, consumer: Form) -> Verdict:
     return judge((IDENTITY, producer.representation), (IDENTITY, consumer.representation))
 
 
-@lru_cache(maxsize=4096)
-def _table(fingerprint: str, num_blocks: int, *, producer: bool, of: "_ByIdentity") -> NDArray[np.int64]:
-    plan = of.plan
+_TABLES: dict[tuple[str, int, bool], NDArray[np.int64]] = {}
+
+
+def table(plan: TransformPlan, num_blocks: int, *, producer: bool) -> NDArray[np.int64]:
+    """Where each byte lies on one side of a plan: [fields, layers, slots of the pool, heads, row bytes].
+
+    A slot is block * block_size + slot in block; places are in all regions, one after another. Made once for each
+    plan and extent: pools and images are small, so there are few.
+    """
+    key = (plan.fingerprint, num_blocks, producer)
+    if key not in _TABLES:
+        _TABLES[key] = _table(plan, num_blocks, producer=producer)
+    return _TABLES[key]
+
+
+def _table(plan: TransformPlan, num_blocks: int, *, producer: bool) -> NDArray[np.int64]:
     group = plan.producer if producer else plan.consumer
     shards = plan.producer_shards if producer else plan.consumer_shards
     starts: dict[tuple[int, int], tuple[int, int]] = {}
@@ -111,31 +124,8 @@ def _table(fingerprint: str, num_blocks: int, *, producer: bool, of: "_ByIdentit
             heads = slice(runs.head_start, runs.head_start + runs.num_heads)
             found[FIELDS.index(runs.field.name), list(part.layers), :, heads] = where
     if found.min() < 0:
-        raise Bug(f"plan {fingerprint}: some rows are in none of its parts", field="parts")
+        raise Bug(f"plan {plan.fingerprint}: some rows are in none of its parts", field="parts")
     return found
-
-
-class _ByIdentity:
-    """A plan as a key that costs nothing to compare: its fingerprint stands beside it."""
-
-    __slots__ = ("plan",)
-
-    def __init__(self, plan: TransformPlan) -> None:
-        self.plan = plan
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-def table(plan: TransformPlan, num_blocks: int, *, producer: bool) -> NDArray[np.int64]:
-    """Where each byte lies on one side of a plan: [fields, layers, slots of the pool, heads, row bytes].
-
-    A slot is block * block_size + slot in block; places are in all regions, one after another.
-    """
-    return _table(plan.fingerprint, num_blocks, producer=producer, of=_ByIdentity(plan))
 
 
 def encode(values: Values, storage: StorageDtype) -> Rows:
@@ -189,4 +179,3 @@ def digest(rows: Rows) -> Digest:
     hashes = _mix(words ^ _WORD_KEYS[: words.shape[-1]]).sum(axis=-1, dtype=np.uint64)
     total = _mix(hashes + _POSITIONS[:, :, : rows.shape[2]]).sum(dtype=np.uint64)
     return Digest(int(total) & MASK64)
-

@@ -18,7 +18,7 @@ from isthmus.lab.seeds.clocks import SkewedClock
 from isthmus.lab.seeds.mix import Fault, Prompt
 from isthmus.lab.seeds.network import Body, Life, Station
 from isthmus.lab.seeds.paper import answer
-from isthmus.lab.seeds.worker import Common, Consumer, Producer, Worker
+from isthmus.lab.seeds.worker import Common, Consumer, Member, Producer, Worker
 from isthmus.ownership import TransportKind
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
@@ -26,7 +26,7 @@ from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
 __all__ = ["ATTEMPTS_MAX", "Ask", "Gateway"]
 
 ATTEMPTS_MAX = 4
-ATTEMPT_LEASES = 10
+ATTEMPT_LEASES = 8
 """An attempt that takes longer than so many leases is given up."""
 
 FINAL = (BadInput, ContextTooLong)
@@ -97,10 +97,8 @@ class Gateway(Station):
         member = producer.member()
         self._common.loop.call_in_of(consumer.process, delay, self._seen, consumer, member)
 
-    def _seen(self, consumer: Consumer, member: object) -> None:
-        from isthmus.lab.seeds.worker import Member
-
-        if isinstance(member, Member) and member.life not in consumer.shut_out:
+    def _seen(self, consumer: Consumer, member: Member) -> None:
+        if member.life not in consumer.shut_out:
             consumer.view[member.life[0]] = member
 
     def fence(self, worker: Worker, reason: str) -> None:
@@ -224,7 +222,7 @@ class Gateway(Station):
                 call.exception()
 
     def _check_token(self, ask: Ask, token: int) -> None:
-        wanted = answer(ask.prompt.token_ids, len(ask.sent) + 1)[-1]
+        wanted = answer(ask.prompt.token_ids, ask.prompt.max_tokens)[len(ask.sent)]
         if token != wanted:
             self._common.transcript.violated(
                 "I1", f"{ask.request_id}: token {len(ask.sent)} is {token}, the reference says {wanted}"

@@ -70,7 +70,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """One seed's world. `rates`: of messages and reads, the share that is hit; of process faults, how many there are."""
+    """One seed's world. `rates`: of messages and copies, the share that is hit; of process faults, how many there are."""
 
     lease: Duration
     latency: Duration
@@ -96,18 +96,18 @@ class Mix:
 def draw_mix(chance: Chance) -> Mix:
     """A world."""
     lease = Duration.of_ms(chance.pick((200, 400, 1000, 2000)))
-    faulty = lease * chance.between(1.5, 5)
+    faulty = lease * chance.between(1, 4)
     tenants = chance.pick((1, 1, 2))
     prompts = _prompts(chance, tenants, faulty)
     forms = FORMS if chance.happens(0.7) else FORMS[:1]
-    longest = max(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts)
+    longest = max(8, *(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts))
     return Mix(
         lease=lease,
         latency=lease / chance.pick((20, 50, 200)),
         pace=Pace(
             step=lease / chance.pick((4, 10, 30, 100)),
-            prefill_tokens=chance.pick((1, 2, 5)),
-            convert_tokens=chance.pick((2, 5, 20)),
+            prefill_tokens=chance.pick((2, 4, 8)),
+            convert_tokens=chance.pick((4, 20)),
         ),
         order=chance.pick(tuple(Order)),
         transport=chance.pick(tuple(_TRANSPORTS)),
@@ -118,7 +118,7 @@ def draw_mix(chance: Chance) -> Mix:
         producer_blocks=-(-longest // 2) + chance.pick((0, 2, 6, 12)),
         consumer_blocks=-(-longest // 2) + chance.pick((0, 2, 6, 12)),
         images_staged=chance.pick((1, 2, 4)),
-        chunk_bytes=chance.pick((64, 256, 4096)),
+        chunk_bytes=chance.pick((128, 512, 4096)),
         prompts=prompts,
         faulty=faulty,
         rates=_rates(chance),
@@ -137,7 +137,7 @@ def _prompts(chance: Chance, tenants: int, faulty: Duration) -> tuple[Prompt, ..
             max_tokens=chance.pick((1, 2, 3, 6)),
             arrives=faulty * chance.share(),
         )
-        for _ in range(2 + chance.below(5))
+        for _ in range(chance.pick((2, 2, 3, 3, 4, 6)))
     )
 
 

@@ -1,7 +1,7 @@
 """Control messages between simulated processes: encoded, carried, lost, doubled, late; and the calls made of them.
 
 Owns which of the two ends of a call learns what. Refuses to know what messages mean. A message to a life that is over
-reaches nobody, or whoever has its name now; the caller hears of a closed connection, or nothing.
+reaches nobody; its caller hears of a closed connection, or nothing.
 """
 
 import asyncio
@@ -15,7 +15,17 @@ from isthmus.core.clock import Chance
 from isthmus.core.errors import Bug, FrameInvalid, IsthmusError, PeerLost, error_named
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import (
+    AbortOrder,
+    Ack,
+    ConfirmOrder,
+    ConfirmReply,
+    PrefillOrder,
+    PrefillReply,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
 from isthmus.lab.seeds.loop import Process, VirtualLoop
 from isthmus.lab.seeds.mix import Fault, Mix
 from isthmus.lab.seeds.transcript import Transcript
@@ -26,6 +36,8 @@ __all__ = ["Life", "Network", "RemoteProducer", "Station"]
 Body = (
     PrefillOrder
     | PrefillReply
+    | RegisterOrder
+    | WrittenOrder
     | ConfirmOrder
     | ConfirmReply
     | RenewOrder
@@ -142,6 +154,12 @@ class RemoteProducer:
     async def prefill(self, order: PrefillOrder) -> PrefillReply:
         return await self._ask(order, PrefillReply)
 
+    async def register(self, order: RegisterOrder) -> None:
+        await self._ask(order, Ack)
+
+    async def written(self, order: WrittenOrder) -> None:
+        await self._ask(order, Ack)
+
     async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
         return await self._ask(order, ConfirmReply)
 
@@ -225,11 +243,10 @@ class Network:
     def _arrive(self, sender: Life, to: Life, number: int, data: bytes, answer: bool) -> None:
         station = self._stations.get(to[0])
         if station is None or station.process.dead or station.life != to:
-            # A router by name hands it to whoever has the name now; others find the connection closed.
-            if station is None or station.process.dead or answer or not self._chance.happens(0.3):
-                if not answer:
-                    self._refuse(sender, to)
-                return
+            # Whoever has the name now is greeted as the life that was meant, and refuses (`serve.messages.PeerHello`).
+            if not answer:
+                self._refuse(sender, to)
+            return
         self._loop.call_in_of(station.process, 0, station.arrive, sender, number, data, answer)
 
     def _refuse(self, sender: Life, to: Life) -> None:

@@ -6,6 +6,7 @@ Values are small whole numbers, exact in every encoding that the forms use: conv
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -51,10 +52,11 @@ def kv(numbers: Sequence[int]) -> Values:
 def next_token(values: Values, index: int) -> int:
     """The token that follows, as number `index` of the answer, from all KV before it."""
     # NaN and -0 count: it is bytes that are hashed, in one fixed order.
-    return zlib.crc32(np.ascontiguousarray(values), index) % VOCABULARY
+    return zlib.crc32(np.ascontiguousarray(values).data, index) % VOCABULARY
 
 
-def answer(prompt: Sequence[int], max_tokens: int) -> tuple[int, ...]:
+@lru_cache(maxsize=1024)
+def answer(prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
     """What the model says to a prompt."""
     numbers = history(prompt)
     tokens: list[int] = []

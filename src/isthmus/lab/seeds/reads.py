@@ -52,7 +52,13 @@ class _Reader:
     """What both ways share. `exports` is by key of endpoint, and belongs to the world."""
 
     def __init__(
-        self, loop: VirtualLoop, clock: Clock, exports: Mapping[str, Export], life: Life, chunk_bytes: int, step: Duration
+        self,
+        loop: VirtualLoop,
+        clock: Clock,
+        exports: Mapping[str, Export],
+        life: Life,
+        chunk_bytes: int,
+        step: Duration,
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -184,9 +190,7 @@ def watched(reader: Reader, began: Callable[[int], None], ended: Callable[[Block
 
 
 class _Watched:
-    def __init__(
-        self, inner: Reader, began: Callable[[int], None], ended: Callable[[BlockRead, int], None]
-    ) -> None:
+    def __init__(self, inner: Reader, began: Callable[[int], None], ended: Callable[[BlockRead, int], None]) -> None:
         self._inner = inner
         self._began = began
         self._ended = ended

@@ -20,8 +20,15 @@ class Transcript:
         self._lines: list[tuple[int, str, str, tuple[object, ...]]] = []
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """The run is over: what its remains still do is nobody's."""
+        self._closed = True
 
     def note(self, who: str, what: str, *details: object) -> None:
+        if self._closed:
+            return
         self._lines.append((self._loop.now, who, what, details))
 
     def fault(self, kind: str, who: str, *details: object) -> None:
@@ -31,6 +38,8 @@ class Transcript:
 
     def violated(self, rule: str, what: str) -> None:
         """A rule is broken: the run ends here."""
+        if self._closed:
+            return
         self.violations.append(f"{rule}: {what}")
         self._lines.append((self._loop.now, "watch", f"VIOLATED {rule}", (what,)))
         self._loop.halt()

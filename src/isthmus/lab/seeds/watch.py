@@ -1,4 +1,4 @@
-"""What must always hold, looked at from outside: the owners, sides and engines of the simulation tell this of each step.
+"""What must always hold, looked at from outside: owners, sides and engines of the simulation tell of each step.
 
 Nothing here decides anything, and nothing in production code knows of it. What it finds ends the run:
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isthmus.core.clock import Instant
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.handoff.consumer import ConsumerSide
@@ -26,7 +27,6 @@ from isthmus.lab.seeds.transcript import Transcript
 from isthmus.ownership import DestinationOwner, DestinationPhase, Ledger, LogicalOutcome, SourceOwner
 from isthmus.ownership.journal import Side
 from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
-from isthmus.core.clock import Instant
 from isthmus.ownership.protocol.states import SourceHandoff
 from isthmus.portability.verdict import Verdict
 from isthmus.state.identity import Identity
@@ -107,7 +107,9 @@ class Watch:
                 if known is None or owner is None or owner not in self._tenants:
                     continue
                 if self._tenants[owner] != known.tenant:
-                    self._transcript.violated("I7", f"block {block} of {self._tenants[owner]} is read by {known.tenant}")
+                    self._transcript.violated(
+                        "I7", f"block {block} of {self._tenants[owner]} is read by {known.tenant}"
+                    )
 
         return look
 
@@ -130,9 +132,7 @@ class Watch:
 
     # told by the consumer
 
-    def installed(
-        self, engine: PaperEngine, ledger: Ledger, owner: DestinationOwner, installed: Installed
-    ) -> None:
+    def installed(self, engine: PaperEngine, ledger: Ledger, owner: DestinationOwner, installed: Installed) -> None:
         """A commit, at the moment of it."""
         offered = installed.verified.arrived.planned.offered
         reserved = offered.filled.reserved
@@ -182,8 +182,8 @@ class WatchedSource(SourceOwner):
 
     watch: Watch
 
-    def publish(self, handoff: HandoffId) -> SourceHandoff:
-        state = super().publish(handoff)
+    def publish(self, handoff: HandoffId, lease: Duration | None = None) -> SourceHandoff:
+        state = super().publish(handoff, lease)
         self.watch.published(self, state)
         return state
 

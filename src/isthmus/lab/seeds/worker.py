@@ -4,15 +4,14 @@ They do what `serve/worker` does around these: answer calls, keep their view of 
 """
 
 import asyncio
-from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from isthmus.core.clock import Chance
 from isthmus.core.errors import BadInput, FrameInvalid, Lost, PeerLost
 from isthmus.core.ids import HandoffId, Incarnation, TenantId, WorkerId
-from isthmus.core.units import Duration
 from isthmus.core.waiting import settle, through
-from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
+from isthmus.handoff.consumer import Deadlines, Peer
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.producer import ProducerSide
@@ -28,7 +27,7 @@ from isthmus.lab.seeds.network import Body, Life, Network, RemoteProducer, Stati
 from isthmus.lab.seeds.reads import Export, OneSidedReader, ServedReader, read_faults, watched
 from isthmus.lab.seeds.transcript import Transcript
 from isthmus.lab.seeds.watch import Events, Watch, WatchedConsumer, WatchedSource
-from isthmus.ownership import Capacity, DestinationOwner, Ledger, TransportKind, reap_forever
+from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, TransportKind, reap_forever
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
 from isthmus.transport.base import Endpoint, MemoryEndpoint, Reader
@@ -76,6 +75,8 @@ class Member:
 class Worker(Station):
     """What both roles share."""
 
+    owner: SourceOwner | DestinationOwner
+
     def __init__(
         self, common: Common, chance: Chance, name: WorkerId, form: Form, num_blocks: int, staging_bytes: int
     ) -> None:
@@ -94,9 +95,7 @@ class Worker(Station):
         block_bytes = image_bytes(form, form.block_size)
         self.ledger = common.kinds.ledger(num_blocks=num_blocks, block_bytes=block_bytes, staging_bytes=staging_bytes)
         self.capacity = Capacity(ledger=self.ledger, clock=self.clock)
-        self.engine = common.kinds.engine(
-            form, num_blocks, self.clock, mix.pace, common.watch.touches(self.ledger)
-        )
+        self.engine = common.kinds.engine(form, num_blocks, self.clock, mix.pace, common.watch.touches(self.ledger))
 
     @property
     def name(self) -> WorkerId:
@@ -128,9 +127,18 @@ class Worker(Station):
     def handoffs(self) -> int:
         raise NotImplementedError
 
+    def live(self) -> str:
+        """The hand-offs that hold something."""
+        return "; ".join(
+            f"{str(row['handoff'])[:8]} with {row['peer']}: {row['phase']} ({row['outcome']})"
+            for row in self.owner.snapshot()
+        )
+
 
 class Producer(Worker):
     """A prefill worker."""
+
+    owner: WatchedSource
 
     def __init__(self, common: Common, chance: Chance, name: WorkerId, form: Form) -> None:
         mix = common.mix
@@ -148,7 +156,7 @@ class Producer(Worker):
         )
         self.owner.watch = common.watch
         self.side = common.kinds.producer(
-            self.engine, self.owner, worker=name, incarnation=self.life[1], wait=mix.lease * 3
+            self.engine, self.owner, worker=name, incarnation=self.life[1], wait=mix.lease * 2
         )
         self.export = Export(
             process=self.process,
@@ -166,9 +174,7 @@ class Producer(Worker):
         common.loop.spawn(self.process, reap_forever(self.clock, mix.lease, self.owner.reap))
 
     def member(self) -> Member:
-        return Member(
-            life=self.life, form=self.form, endpoint=MemoryEndpoint(hub=self.common.hub.id, key=self.key)
-        )
+        return Member(life=self.life, form=self.form, endpoint=MemoryEndpoint(hub=self.common.hub.id, key=self.key))
 
     def handoffs(self) -> int:
         return len(self.owner)
@@ -211,6 +217,8 @@ class Producer(Worker):
 class Consumer(Worker):
     """A decode worker. One task for each request, as in `serve/worker/decode.py`."""
 
+    owner: DestinationOwner
+
     def __init__(
         self, common: Common, chance: Chance, name: WorkerId, form: Form, gateway: Life, staging_bytes: int
     ) -> None:
@@ -241,7 +249,7 @@ class Consumer(Worker):
             self.clock,
             worker=name,
             incarnation=self.life[1],
-            deadlines=Deadlines(reserve=lease * 2, prefill=lease * 4, transfer=lease * 2, confirm=lease / 2),
+            deadlines=Deadlines(reserve=lease * 2, prefill=lease * 3, transfer=lease * 2, confirm=lease / 2),
         )
         self.side.watch = common.watch
         self.side.engine = self.engine
@@ -330,8 +338,9 @@ class Consumer(Worker):
         try:
             self.common.watch.decoding(self.owner, reserved.handoff)
             stream = self.engine.decode(reserved.handoff, request, released.filled.reply.token, reserved.blocks)
-            async for step in stream:
-                self._send(request, step.index, step.token, step.finish_reason)
+            async with aclosing(stream):
+                async for step in stream:
+                    self._send(request, step.index, step.token, step.finish_reason)
         finally:
             await through(self._finish(reserved))
 

@@ -20,7 +20,7 @@ from isthmus.ownership.protocol.effects import (
     ReleaseStaging,
 )
 
-__all__ = ["assign", "execute", "owned", "point", "tidy", "with_slot"]
+__all__ = ["assign", "execute", "owned", "point", "staged", "tidy", "with_slot"]
 
 _ON_BLOCKS = (
     MarkFilling,
@@ -42,6 +42,11 @@ def owned(worker: Worker, claim: int) -> int:
     return NOBODY
 
 
+def staged(worker: Worker) -> int:
+    """How many units of staging are in use."""
+    return sum(slot.staged != NOBODY for slot in worker.slots)
+
+
 def with_slot(worker: Worker, index: int, slot: Slot) -> Worker:
     return worker._replace(slots=(*worker.slots[:index], slot, *worker.slots[index + 1 :]))
 
@@ -51,8 +56,13 @@ def assign(worker: Worker, index: int, claim: int, *, staging: bool) -> Worker:
     slot = worker.slots[index]
     if slot.account != BlockState.FREE:
         raise Violation("I10", f"a block that is {BlockState(slot.account).name.lower()} was given away")
-    reserved = slot._replace(account=BlockState.RESERVED, owner=claim, pointers=slot.pointers | 1 << claim)
-    return with_slot(worker, index, reserved)._replace(staging=worker.staging | staging << claim)
+    reserved = slot._replace(
+        account=int(BlockState.RESERVED),
+        owner=claim,
+        pointers=slot.pointers | 1 << claim,
+        staged=claim if staging else NOBODY,
+    )
+    return with_slot(worker, index, reserved)
 
 
 def point(worker: Worker, claim: int) -> Worker:
@@ -65,9 +75,7 @@ def point(worker: Worker, claim: int) -> Worker:
 def execute(worker: Worker, claim: int, effect: Effect) -> Worker:
     """Carry out an effect of `claim`'s hand-off."""
     if isinstance(effect, ReleaseStaging):
-        if not worker.staging >> claim & 1:
-            raise Violation("I3", "staging was released twice")
-        return worker._replace(staging=worker.staging & ~(1 << claim))
+        return _unstaged(worker, claim)
     if not isinstance(effect, _ON_BLOCKS):
         return worker
     if not effect.blocks:
@@ -77,6 +85,13 @@ def execute(worker: Worker, claim: int, effect: Effect) -> Worker:
         # The ledger's check of the epoch: what acts under an old one does not reach the block's next owner.
         raise Violation("I2", f"{type(effect).__name__} for blocks that are not assigned to the hand-off any more")
     return with_slot(worker, index, _slot(worker.slots[index], effect))
+
+
+def _unstaged(worker: Worker, claim: int) -> Worker:
+    for index, slot in enumerate(worker.slots):
+        if slot.staged == claim:
+            return with_slot(worker, index, slot._replace(staged=NOBODY))
+    raise Violation("I4", "staging was released twice")
 
 
 def _slot(slot: Slot, effect: Effect) -> Slot:
@@ -95,17 +110,17 @@ def _slot(slot: Slot, effect: Effect) -> Slot:
         case CloseGrant():
             return slot._replace(grants=_less(slot.grants, "grant"))
         case QuarantineBlocks():
-            return slot._replace(account=BlockState.QUARANTINED)
+            return slot._replace(account=int(BlockState.QUARANTINED))
         case _:
             if slot.grants or slot.active:
                 raise Violation("I4", f"a block was freed with {slot.grants} grants and {slot.active} users on it")
-            return slot._replace(account=BlockState.FREE, owner=NOBODY)
+            return slot._replace(account=int(BlockState.FREE), owner=NOBODY)
 
 
 def _moved(slot: Slot, before: BlockState, to: BlockState) -> Slot:
     if slot.account != before:
         raise Violation("I3", f"a block that is {BlockState(slot.account).name.lower()} became {to.name.lower()}")
-    return slot._replace(account=to)
+    return slot._replace(account=int(to))
 
 
 def _less(count: int, what: str) -> int:

@@ -1,22 +1,10 @@
-"""How a hand-off begins and ends in every mode: reserve, finish, give up, stop, abandon, lease over, death of a peer."""
+"""How a hand-off ends in every mode: finish, give up, stop, abandon, the end of a lease, the death of a peer."""
 
 from collections.abc import Iterator
 
-from isthmus.ownership.accounts import BlockState
-from isthmus.ownership.model.accounts import assign
 from isthmus.ownership.model.options import Option
-from isthmus.ownership.model.records import ABSENT, Engine, Stage, Worker
-from isthmus.ownership.model.turn import (
-    CONSUMER,
-    HANDOFF,
-    LIFE,
-    OWN_BLOCKS,
-    OWN_EPOCH,
-    PRODUCER,
-    Turn,
-    now,
-    tenant,
-)
+from isthmus.ownership.model.records import ABSENT, Engine, Stage
+from isthmus.ownership.model.turn import CONSUMER, LIFE, PRODUCER, Turn, now
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.events import (
     Abandon,
@@ -26,61 +14,10 @@ from isthmus.ownership.protocol.events import (
     Expire,
     Finish,
     PeerLost,
-    ReserveDestination,
 )
 from isthmus.ownership.protocol.states import DestinationPhase, LogicalOutcome, SourcePhase
 
-__all__ = ["begin_options", "consumer_endings", "free_slots", "producer_endings", "time_options"]
-
-
-def free_slots(worker: Worker, *, reduced: bool) -> list[int]:
-    """Free slots; if `reduced`, of those that are alike only the first."""
-    free = [index for index, slot in enumerate(worker.slots) if slot.account == BlockState.FREE]
-    if not reduced:
-        return free
-    return list({worker.slots[index]: index for index in reversed(free)}.values())
-
-
-# beginning
-
-
-def begin_options(turn: Turn, producer: int, consumer: int) -> Iterator[Option]:
-    """A consumer takes a request on: blocks and staging at once, or not at all."""
-    staged = turn.consumer.staging.bit_count()
-    room = turn.scope.staging is None or staged < turn.scope.staging or turn.scope.switches.admit_without_staging
-    if turn.consumer.paused or turn.consumer.fenced or not room:
-        return
-    for slot in free_slots(turn.consumer, reduced=turn.scope.reduced):
-        yield Option(
-            f"consumer {consumer} reserves block {slot}, and orders from producer {producer}",
-            _Begin(producer, consumer, slot),
-        )
-
-
-class _Begin:
-    """The consumer reserves."""
-
-    def __init__(self, producer: int, consumer: int, slot: int) -> None:
-        self.producer, self.consumer, self.slot = producer, consumer, slot
-
-    def __call__(self, turn: Turn) -> None:
-        scope = turn.scope
-        turn.request = turn.request._replace(begun=True, producer=self.producer, consumer=self.consumer)
-        turn.consumer = assign(turn.consumer, self.slot, turn.claim(), staging=True)
-        turn.check_staging()
-        reserve = ReserveDestination(
-            handoff=HANDOFF,
-            producer=PRODUCER,
-            producer_incarnation=LIFE,
-            tenant=tenant(scope.tenant(turn.index)),
-            transport=scope.transport,
-            blocks=OWN_BLOCKS,
-            staging_bytes=1,
-            epoch=OWN_EPOCH,
-            mode=scope.mode,
-            num_parts=scope.parts,
-        )
-        turn.destination(reserve)
+__all__ = ["consumer_endings", "producer_endings", "time_options"]
 
 
 # the consumer

@@ -10,17 +10,14 @@ one-sided: it looks at memory, two chunks one after the other, and asks nobody.
 
 from collections.abc import Iterator
 
-from isthmus.ownership.model.accounts import assign, owned, point
-from isthmus.ownership.model.endings import free_slots
+from isthmus.ownership.model.accounts import owned, point
 from isthmus.ownership.model.options import Option
 from isthmus.ownership.model.records import CONFIRM, NO, NOBODY, OFFER, YES, Engine, Part, Stage
 from isthmus.ownership.model.turn import (
     CONSUMER,
     GRANT,
-    HANDOFF,
     LEASE,
     LIFE,
-    OWN_BLOCKS,
     OWN_EPOCH,
     Turn,
     now,
@@ -35,7 +32,6 @@ from isthmus.ownership.protocol.events import (
     ConfirmRefused,
     ConvertDone,
     Publish,
-    ReserveSource,
     Submit,
     VerifyOk,
 )
@@ -52,41 +48,13 @@ def producer_options(turn: Turn, index: int) -> Iterator[Option]:
     part = turn.part(index)
     state = turn.source_state(index)
     if state is None:
-        if not part.barred:
-            for slot in free_slots(turn.producer, reduced=turn.scope.reduced):
-                yield Option(f"the order reaches the producer, which reserves block {slot}", _reserve(index, slot))
+        pass
     elif part.engine:
         yield Option(f"the engine fills chunk {part.engine - 1}", lambda turn: _fill(turn, index))
     elif state.phase is SourcePhase.HELD:
         yield Option("the producer publishes, and offers", lambda turn: _publish(turn, index))
     if part.sent & CONFIRM:
         yield Option("the consumer's question reaches the producer", lambda turn: _answer(turn, index))
-
-
-class _reserve:
-    """The order has come and there is room."""
-
-    def __init__(self, index: int, slot: int) -> None:
-        self.index, self.slot = index, slot
-
-    def __call__(self, turn: Turn) -> None:
-        claim = turn.claim(self.index)
-        if turn.producer.slots[self.slot].pointers & ~(1 << claim):
-            turn.marks.add("a block was reused under somebody who may still read it")
-        turn.producer = assign(turn.producer, self.slot, claim, staging=False)
-        reserve = ReserveSource(
-            handoff=HANDOFF,
-            holder=CONSUMER,
-            holder_incarnation=LIFE,
-            tenant=tenant(turn.scope.tenant(turn.index)),
-            transport=turn.scope.transport,
-            sole_tenant=turn.scope.sole_tenant,
-            blocks=OWN_BLOCKS,
-            epoch=OWN_EPOCH,
-            mode=turn.scope.mode,
-        )
-        turn.source(self.index, reserve)
-        turn.change_part(self.index, engine=Engine.STARTED)
 
 
 def _fill(turn: Turn, index: int) -> None:

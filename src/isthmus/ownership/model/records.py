@@ -56,7 +56,8 @@ class Engine:
 class Slot(NamedTuple):
     """One block of a pool: its account, and what is physically true of it.
 
-    `pointers` is the set (a bit mask of claims) of those who may still touch it without asking anybody.
+    `pointers` is the set (a bit mask of claims) of those who may still touch it without asking anybody; `staged` is the
+    claim that holds a unit of staging with it.
     """
 
     account: int
@@ -65,18 +66,16 @@ class Slot(NamedTuple):
     active: int
     stamps: tuple[int, int]
     pointers: int
+    staged: int
 
 
 class Worker(NamedTuple):
-    """One worker. `lives` counts its restarts, `naps` its pauses; `staging` is the set (a bit mask of claims) of those
-    who hold a unit of staging.
-    """
+    """One worker. `lives` counts its restarts, `naps` its pauses."""
 
     lives: int
     naps: int
     paused: bool
     fenced: bool
-    staging: int
     slots: tuple[Slot, ...]
 
 
@@ -118,7 +117,9 @@ class Request(NamedTuple):
     parts: tuple[Part, ...]
 
 
-FREE_SLOT: Final = Slot(account=BlockState.FREE, owner=NOBODY, grants=0, active=0, stamps=(0, 0), pointers=0)
+FREE_SLOT: Final = Slot(
+    account=int(BlockState.FREE), owner=NOBODY, grants=0, active=0, stamps=(EMPTY, EMPTY), pointers=0, staged=NOBODY
+)
 IDLE: Final = Part(
     source=ABSENT,
     engine=Engine.OFF,

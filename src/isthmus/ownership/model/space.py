@@ -1,162 +1,187 @@
-"""The state space: global states as single integers, their successors, and their canonical forms.
+"""The state space of a scope under given rules: what follows from a state.
 
-A record (a request, a worker) is interned as a small int; a state is the ints of all records side by side in one. A move
-of a request sees only its own record and the two workers it is between (its *view*), so what follows from a view is
-computed once and remembered as differences to add. The visited set holds whole states, so nothing rests on hashes.
+A move of a request sees only its own record, the two workers it is between, and the slots that it has to do with (its
+*view*). So what follows from a view is computed once, by production's own code, and remembered as differences to add to
+any state with that view.
 """
 
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from isthmus.core.errors import Bug
-from isthmus.ownership.model.endings import begin_options, consumer_endings, producer_endings, time_options
+from isthmus.ownership.model.endings import consumer_endings, producer_endings, time_options
+from isthmus.ownership.model.faults import Faulty
 from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.orders import begin_options, order_options
+from isthmus.ownership.model.packing import REQUEST_MASK, Packing, World, initial_world
 from isthmus.ownership.model.pull import consumer_options, producer_options
-from isthmus.ownership.model.records import ABSENT, FREE_SLOT, IDLE, Request, Slot, Worker
+from isthmus.ownership.model.relations import Relations, Sight
 from isthmus.ownership.model.rules import Rules, Steps
 from isthmus.ownership.model.scope import Scope
+from isthmus.ownership.model.symmetry import Symmetry
 from isthmus.ownership.model.turn import Turn, View
 from isthmus.ownership.model.violations import Violation
 
-__all__ = ["Move", "Space", "World"]
-
-BITS: Final = 21
-MASK: Final = (1 << BITS) - 1
-
-RecordT = TypeVar("RecordT")
-
-
-class World(NamedTuple):
-    """A state, readable."""
-
-    requests: tuple[Request, ...]
-    producers: tuple[Worker, ...]
-    consumers: tuple[Worker, ...]
+__all__ = ["Move", "Space"]
 
 
 class Move(NamedTuple):
-    """One step of a trace."""
+    """One step of a trace, readable. After a violation there is no world."""
 
     label: str
     world: World | None
     violation: Violation | None
+
+
+class _Follows(NamedTuple):
+    """What follows from a view: whether something will happen by itself, and differences to add."""
+
     progress: bool
-
-
-class Follow(NamedTuple):
-    """What follows from a view: differences to add to the state, and whether something will happen by itself."""
-
-    progress: bool
-    steps: tuple[int, ...]
-    violation: Violation | None
-
-
-class Interned(Generic[RecordT]):
-    """Records as small ints, in the order in which they were met."""
-
-    def __init__(self) -> None:
-        self.ids: dict[RecordT, int] = {}
-        self.records: list[RecordT] = []
-
-    def __call__(self, record: RecordT) -> int:
-        known = self.ids.get(record)
-        if known is None:
-            known = self.ids[record] = len(self.records)
-            self.records.append(record)
-            if known > MASK:
-                raise Bug(f"{known} records of {type(record).__name__}, wanted at most {MASK}")
-        return known
+    differences: tuple[int, ...]
 
 
 class Space:
-    """All states of a scope under given rules."""
+    """States as integers, in canonical form if the scope is `reduced`."""
 
     def __init__(self, scope: Scope, rules: Rules) -> None:
         self.scope = scope
         self.steps = Steps(rules)
+        self.packing = Packing(scope)
         self.marks: set[str] = set()
-        self.requests: Interned[Request] = Interned()
-        self.workers: Interned[Worker] = Interned()
-        count, producers = scope.requests, scope.producers
-        self.request_shifts = tuple(BITS * index for index in range(count))
-        self.producer_shifts = tuple(BITS * (count + index) for index in range(producers))
-        self.consumer_shifts = tuple(BITS * (count + producers + index) for index in range(scope.consumers))
-        self._follows: tuple[dict[int, Follow], ...] = tuple({} for _ in range(count))
+        self._symmetry = Symmetry(self.packing)
+        self._relations = Relations(self.packing)
+        self._faulty = Faulty(self.packing, self.steps, self.marks)
+        # Apart, because a free block that somebody may still read is in both kinds of view.
+        self._own: dict[int, _Follows] = {}
+        self._taking: dict[int, _Follows] = {}
 
-    # packing
+    def initial(self) -> int:
+        return self.packing.pack(initial_world(self.scope))
 
-    def pack(self, world: World) -> int:
-        state = 0
-        for shift, request in zip(self.request_shifts, world.requests, strict=True):
-            state |= self.requests(request) << shift
-        for shift, worker in zip(self.producer_shifts, world.producers, strict=True):
-            state |= self.workers(worker) << shift
-        for shift, worker in zip(self.consumer_shifts, world.consumers, strict=True):
-            state |= self.workers(worker) << shift
-        return state
+    def canonical(self, state: int) -> int:
+        return self._symmetry.canonical(state) if self.scope.reduced else state
 
-    def unpack(self, state: int) -> World:
-        return World(
-            tuple(self.requests.records[state >> shift & MASK] for shift in self.request_shifts),
-            tuple(self.workers.records[state >> shift & MASK] for shift in self.producer_shifts),
-            tuple(self.workers.records[state >> shift & MASK] for shift in self.consumer_shifts),
-        )
+    @property
+    def views(self) -> int:
+        """How many views have been worked out."""
+        return len(self._own) + len(self._taking)
 
-    def initial(self) -> World:
-        request = Request(
-            begun=False,
-            ended=False,
-            producer=0,
-            consumer=0,
-            destination=ABSENT,
-            abandoned=False,
-            registered=False,
-            over=False,
-            producer_died=False,
-            consumer_died=False,
-            parts=(IDLE,) * self.scope.parts,
-        )
-        return World(
-            (request,) * self.scope.requests,
-            (self._worker(self.scope.source_slots),) * self.scope.producers,
-            (self._worker(self.scope.destination_slots),) * self.scope.consumers,
-        )
+    def expand(self, state: int) -> tuple[bool, list[int]]:
+        """Whether `state` will go on by itself, and what may follow it, not yet canonical. Raises Violation."""
+        found: list[int] = []
+        progress = False
+        own, taking = self._own, self._taking
+        index = 0
+        for shift, known in zip(self.packing.request_shifts, self._relations.known(state), strict=True):
+            sights = known.get(state >> shift & REQUEST_MASK)
+            if sights is None:
+                sights = self._relations.look(index, state)
+            for sight in sights:
+                view = state & sight[0]
+                follows = taking if sight.taking else own
+                after = follows.get(view)
+                if after is None:
+                    after = follows[view] = self._follow(index, state, sight)
+                going, differences = after
+                progress = progress or going
+                found += [state + difference for difference in differences]
+            index += 1
+        if self._faulty.any:
+            going, faults = self._faulty.expand(state)
+            progress = progress or going
+            found += faults
+        return progress, found
 
-    def _worker(self, slots: int) -> Worker:
-        return Worker(lives=0, naps=0, paused=False, fenced=False, staging=0, slots=(FREE_SLOT,) * slots)
+    def moves(self, state: int) -> Iterator[Move]:
+        """As `expand`, for people: with labels, every violation, whole workers, and no renaming."""
+        world = self.packing.unpack(state)
+        for index, request in enumerate(world.requests):
+            for producer, consumer in self._pairs(index, world):
+                view = View(request, world.producers[producer], world.consumers[consumer])
+                turn = self._turn(index, view)
+                for option in (*self._takes(turn, producer, consumer), *self._goes_on(turn)):
+                    label = f"request {index}: {option.label}"
+                    try:
+                        after = self._applied(index, view, option)
+                    except Violation as violation:
+                        yield Move(label, None, violation)
+                    else:
+                        yield Move(label, _placed(world, index, (producer, consumer), after), None)
+        yield from (Move(label, after, None) for label, after in self._faulty.moves(world))
 
-    # moves of one request
+    # one view
 
-    def options(self, index: int, view: View, pair: tuple[int, int]) -> Iterator[Option]:
-        """What may happen to a request next."""
-        turn = Turn(self.scope, self.steps, index, view, self.marks)
-        if view.request.ended:
-            return
-        if not view.request.begun:
-            yield from begin_options(turn, *pair)
+    def _follow(self, index: int, state: int, sight: Sight) -> _Follows:
+        view = self._view(index, state, sight)
+        turn = self._turn(index, view)
+        options = self._takes(turn, sight.producer, sight.consumer) if sight.taking else self._goes_on(turn)
+        progress = False
+        differences: dict[int, None] = {}
+        for option in options:
+            after = self._applied(index, view, option)
+            if after != view:
+                progress = progress or option.progress
+                differences[self._difference(index, sight, view, after)] = None
+        return _Follows(progress, tuple(differences))
+
+    def _takes(self, turn: Turn, producer: int, consumer: int) -> Iterator[Option]:
+        """What needs a free block."""
+        return order_options(turn) if turn.request.begun else begin_options(turn, producer, consumer)
+
+    def _goes_on(self, turn: Turn) -> Iterator[Option]:
+        """What needs no more than the request has."""
+        if not turn.request.begun:
             return
         for part in range(self.scope.parts):
             yield from time_options(turn, part)
-            if not view.producer.paused:
+            if not turn.producer.paused:
                 yield from producer_options(turn, part)
                 yield from producer_endings(turn, part)
-            if not view.consumer.paused:
+            if not turn.consumer.paused:
                 yield from consumer_options(turn, part)
-        if not view.consumer.paused:
+        if not turn.consumer.paused:
             yield from consumer_endings(turn)
 
-    def apply(self, index: int, view: View, option: Option) -> View:
-        """The view after a move. Raises Violation."""
-        turn = Turn(self.scope, self.steps, index, view, self.marks)
+    def _turn(self, index: int, view: View) -> Turn:
+        return Turn(self.scope, self.steps, index, view, self.marks)
+
+    def _applied(self, index: int, view: View, option: Option) -> View:
+        turn = self._turn(index, view)
         option.act(turn)
-        after = turn.end()
-        if self.scope.reduced:
-            return View(after.request, _sorted(after.producer), _sorted(after.consumer))
-        return after
+        return turn.end()
+
+    def _pairs(self, index: int, world: World) -> list[tuple[int, int]]:
+        """The workers a request is between; all pairs while it has not begun."""
+        request = world.requests[index]
+        if request.ended:
+            return []
+        if request.begun:
+            return [(request.producer, request.consumer)]
+        return [(one, other) for one in range(self.scope.producers) for other in range(self.scope.consumers)]
+
+    # from a state to a view, and back
+
+    def _view(self, index: int, state: int, sight: Sight) -> View:
+        packing = self.packing
+        return View(
+            packing.requests.records[state >> packing.request_shifts[index] & REQUEST_MASK],
+            packing.worker(state, sight.producer, sight.producer_slots),
+            packing.worker(state, self.scope.producers + sight.consumer, sight.consumer_slots),
+        )
+
+    def _difference(self, index: int, sight: Sight, before: View, after: View) -> int:
+        packing = self.packing
+        request = packing.requests(after.request) - packing.requests(before.request)
+        difference = request << packing.request_shifts[index]
+        for shifts, was, is_ in (
+            (sight.producer_slots, before.producer.slots, after.producer.slots),
+            (sight.consumer_slots, before.consumer.slots, after.consumer.slots),
+        ):
+            for shift, old, new in zip(shifts, was, is_, strict=True):
+                difference += packing.slots(new) - packing.slots(old) << shift
+        return difference
 
 
-def _sorted(worker: Worker) -> Worker:
-    """Blocks of a pool are alike: their order says nothing."""
-    slots = worker.slots
-    ordered = tuple(sorted(slots))
-    return worker if ordered == slots else worker._replace(slots=ordered)
+def _placed(world: World, index: int, pair: tuple[int, int], view: View) -> World:
+    requests, producers, consumers = list(world.requests), list(world.producers), list(world.consumers)
+    requests[index], producers[pair[0]], consumers[pair[1]] = view
+    return World(tuple(requests), tuple(producers), tuple(consumers))

@@ -11,7 +11,7 @@ from isthmus.core.clock import Instant
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.ownership.accounts import BlockState
-from isthmus.ownership.model.accounts import execute, owned, tidy, with_slot
+from isthmus.ownership.model.accounts import execute, owned, staged, tidy, with_slot
 from isthmus.ownership.model.records import (
     ABSENT,
     CONFIRM,
@@ -53,7 +53,21 @@ from isthmus.ownership.protocol.states import (
     SourceHandoff,
 )
 
-__all__ = ["CONSUMER", "GRANT", "HANDOFF", "LEASE", "LIFE", "OWN_BLOCKS", "OWN_EPOCH", "PRODUCER", "Turn", "View", "now", "tenant"]
+__all__ = [
+    "CONSUMER",
+    "GRANT",
+    "HANDOFF",
+    "LEASE",
+    "LIFE",
+    "OWN_BLOCKS",
+    "OWN_EPOCH",
+    "PRODUCER",
+    "Turn",
+    "View",
+    "forgotten",
+    "now",
+    "tenant",
+]
 
 # In its own frame every hand-off has the same names: the protocol compares names only for equality.
 HANDOFF: Final = HandoffId("own")
@@ -210,7 +224,7 @@ class Turn:
 
     def check_staging(self) -> None:
         """I10: what is staged at once fits the budget."""
-        budget, held = self.scope.staging, self.consumer.staging.bit_count()
+        budget, held = self.scope.staging, staged(self.consumer)
         if budget is not None and held > budget:
             raise Violation("I10", f"{held} requests are staged, and there is room for {budget}")
 
@@ -222,16 +236,19 @@ class Turn:
         return (self.claim(0) + 1, self.claim(last) + 1)
 
     def pointed(self, worker: Worker, claim: int) -> int:
-        """Index of the slot that `claim` has the address of."""
+        """Index of the slot that `claim` has the address of; NOBODY if that memory is gone."""
         for index, slot in enumerate(worker.slots):
             if slot.pointers >> claim & 1:
                 return index
-        raise Violation("I2", "an address of no block was used")
+        return NOBODY
 
     def seen(self, part: int, chunk: int) -> int:
         """Copy a chunk of the source, one-sidedly: what is there now is what is seen."""
         claim = self.claim(part)
-        slot = self.producer.slots[self.pointed(self.producer, claim)]
+        at = self.pointed(self.producer, claim)
+        if at == NOBODY:
+            return EMPTY
+        slot = self.producer.slots[at]
         stamp = slot.stamps[chunk]
         if slot.owner != claim:
             self.marks.add("a read after its block was freed")
@@ -261,6 +278,8 @@ class Turn:
 
     def _written(self, worker: Worker, claim: int, chunks: tuple[int, ...], stamp: int) -> Worker:
         index = self.pointed(worker, claim)
+        if index == NOBODY:
+            return worker
         slot = worker.slots[index]
         if slot.owner != claim:
             raise Violation("I2", "a write reached a block that is not assigned to its writer any more")
@@ -269,12 +288,15 @@ class Turn:
 
     # the end of a move
 
-    def end(self) -> View:
+    def end(self, *, accounts: bool = True) -> View:
         """Tidy, check the accounts, and give the view back."""
         self._tidy_destination()
         self._tidy_messages()
         self._tidy_pointers()
-        self._check_accounts()
+        if self.scope.reduced:
+            self._tidy_stamps()
+        if accounts:
+            self._check_accounts()
         if self._over():
             last = self.request._replace(
                 ended=True,
@@ -345,6 +367,12 @@ class Turn:
             if state is None or state.phase is not DestinationPhase.RESERVED:
                 self.consumer = _unpointed(self.consumer, self.claim())
 
+    def _tidy_stamps(self) -> None:
+        """Bytes whose writer has no more to do with the block are to everybody else just a stranger's."""
+        stranger = -1 - self.scope.tenant(self.index)
+        for part in range(self.scope.parts):
+            self.producer = _disowned(self.producer, self.claim(part), stranger)
+
     def _may_read(self, index: int, part: Part) -> bool:
         """Whether the consumer has, or may yet get, the address of the source and a reason to read."""
         if part.stage == Stage.READ:
@@ -371,9 +399,23 @@ class Turn:
             raise Violation("I4", "open grants at the consumer and their count differ")
 
 
+def forgotten(worker: Worker, claim: int, scope: Scope) -> Worker:
+    """The worker once `claim` uses no address in it any more."""
+    worker = _unpointed(worker, claim)
+    return _disowned(worker, claim, -1 - scope.tenant(claim // scope.parts)) if scope.reduced else worker
+
+
 def _unpointed(worker: Worker, claim: int) -> Worker:
     bit = 1 << claim
     slots = worker.slots
     if any(slot.pointers & bit or (slot.stamps != (EMPTY, EMPTY) and not slot.pointers) for slot in slots):
         return worker._replace(slots=tuple(tidy(slot._replace(pointers=slot.pointers & ~bit)) for slot in slots))
+    return worker
+
+
+def _disowned(worker: Worker, claim: int, stranger: int) -> Worker:
+    for index, slot in enumerate(worker.slots):
+        if claim + 1 in slot.stamps and slot.owner != claim and not slot.pointers >> claim & 1:
+            first, second = (stranger if stamp == claim + 1 else stamp for stamp in slot.stamps)
+            worker = with_slot(worker, index, slot._replace(stamps=(first, second)))
     return worker

@@ -78,6 +78,8 @@ def step(state: DestinationHandoff | None, event: DestinationEvent) -> Stepped:
         return _reserve(event)
     if state.mode is TriggerMode.PULL:
         return _step(state, event)
+    if isinstance(event, Submit | Arrived | Confirmed | ConfirmRefused):
+        return destination_push.of_pull(state, event)
     return destination_push.closing(state, _step(state, event))
 
 
@@ -137,7 +139,7 @@ def _submit(state: DestinationHandoff, event: Submit) -> Stepped:
     if too_late(state):
         return state, (ReplyRefused(reason=Refusal.ENDED),)
     first = state.phase is DestinationPhase.RESERVED
-    if state.mode is not TriggerMode.PULL or not (first or state.phase in _READING):
+    if not (first or state.phase in _READING):
         raise impossible(state, "submit")
     if state.parts[event.part].stage is not PartStage.WAITING:
         raise impossible(state, "submit")
@@ -171,7 +173,7 @@ def _progress(state: DestinationHandoff, event: _Progress) -> Stepped:
         bad = replace(state, parts=with_part(state, event.part, PartStage.ENDED))
         return give_up(bad, LogicalOutcome.FAILED)
     before, after = _NEXT[type(event)]
-    if stage is not before or (isinstance(event, Arrived) and state.mode is not TriggerMode.PULL):
+    if stage is not before:
         raise impossible(state, type(event).__name__)
     parts = with_part(state, event.part, after)
     phase = phase_of(parts)
@@ -184,8 +186,8 @@ def _confirmed(state: DestinationHandoff, event: Confirmed) -> Stepped:
     repeated = event.epoch == part.epoch and part.stage is PartStage.CONFIRMED
     if repeated and state.phase in (DestinationPhase.VERIFYING, DestinationPhase.INSTALLED):
         return state, ()
-    if state.phase is not DestinationPhase.VERIFYING or state.mode is not TriggerMode.PULL:
-        if state.phase in (*_READING, DestinationPhase.RESERVED, DestinationPhase.EXPOSED):
+    if state.phase is not DestinationPhase.VERIFYING:
+        if state.phase in (*_READING, DestinationPhase.RESERVED):
             raise impossible(state, "confirmed")
         return state, (ReplyRefused(reason=Refusal.ENDED),)
     if not state.prepared:
@@ -201,7 +203,7 @@ def _confirmed(state: DestinationHandoff, event: Confirmed) -> Stepped:
 
 
 def _confirm_refused(state: DestinationHandoff) -> Stepped:
-    if state.phase in (DestinationPhase.RESERVED, DestinationPhase.RECEIVING, DestinationPhase.EXPOSED):
+    if state.phase in (DestinationPhase.RESERVED, DestinationPhase.RECEIVING):
         raise impossible(state, "confirm_refused")
     if state.phase in _READING:
         return give_up(state, LogicalOutcome.FAILED)

@@ -6,7 +6,7 @@ Owns I8 (no path ends without blocks freed or kept for a named reason).
 from msgspec.structs import replace
 
 from isthmus.core.errors import Bug
-from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence, drains_destination
+from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence, drains_destination, drains_pushed
 from isthmus.ownership.protocol.effects import (
     Effect,
     EndUse,
@@ -19,7 +19,7 @@ from isthmus.ownership.protocol.effects import (
     StopRead,
 )
 from isthmus.ownership.protocol.events import PeerLost, PeerReincarnated
-from isthmus.ownership.protocol.parts import end_parts, some_own_active, some_peer_active
+from isthmus.ownership.protocol.parts import all_written, end_parts, some_own_active, some_peer_active
 from isthmus.ownership.protocol.states import (
     DestinationHandoff,
     DestinationPhase,
@@ -101,7 +101,7 @@ def drained(state: DestinationHandoff, evidence: Evidence) -> Stepped:
     if state.mode is not TriggerMode.PULL:
         # Our engine's end says nothing of a writer, and a writer's end nothing of our engine.
         own = evidence is Evidence.OWN_WORK_ENDED
-        peer = not own and drains_destination(state.transport, evidence)
+        peer = drains_pushed(state.transport, evidence)
         return settle(end_parts(state, own=own, peer=peer), evidence)
     doubted = state.phase is DestinationPhase.IN_DOUBT and drains_destination(state.transport, evidence)
     if evidence is not Evidence.OWN_TRANSFER_ENDED and not doubted:
@@ -123,16 +123,18 @@ def peer_lost(state: DestinationHandoff, event: PeerLost) -> Stepped:
         return state, ()
     if event.evidence not in DEATH_PROVEN:
         return state, ()  # a silent producer may answer yet; the request's deadline decides
-    proven = drains_destination(state.transport, event.evidence)
     if state.mode is TriggerMode.PULL:
+        proven = drains_destination(state.transport, event.evidence)
         if state.phase is DestinationPhase.IN_DOUBT and proven:
             return release(state, state.outcome, event.evidence)
-    elif proven and state.phase not in (DestinationPhase.RESERVED, DestinationPhase.INSTALLED):
-        state = end_parts(state, own=False, peer=True)
-        if state.phase in (DestinationPhase.ABORTING, DestinationPhase.IN_DOUBT):
-            return settle(state, event.evidence)
-    if state.outcome is not LogicalOutcome.PENDING:
-        return state, ()  # installed KV is ours: its producer's death does not matter any more
+    else:
+        proven = drains_pushed(state.transport, event.evidence)
+        if proven and some_peer_active(state):
+            state = end_parts(state, own=False, peer=True)
+            if state.outcome is not LogicalOutcome.PENDING:
+                return settle(state, event.evidence)
+    if state.outcome is not LogicalOutcome.PENDING or all_written(state):
+        return state, ()  # installed KV is ours, and so is what was written: its producer's death does not matter
     ended_by = event.evidence if proven else Evidence.OWN_TRANSFER_ENDED
     return give_up(state, LogicalOutcome.FAILED, ended_by)
 
@@ -141,7 +143,7 @@ def peer_reincarnated(state: DestinationHandoff, event: PeerReincarnated) -> Ste
     """Another life answers under the producer's name: nothing more will come of this hand-off's."""
     if event.worker != state.producer or event.incarnation == state.producer_incarnation:
         return state, ()
-    if state.outcome is not LogicalOutcome.PENDING:
+    if state.outcome is not LogicalOutcome.PENDING or all_written(state):
         return state, ()
     return give_up(state, LogicalOutcome.FAILED)
 

@@ -15,9 +15,19 @@ from isthmus.core.clock import Instant, after
 from isthmus.core.errors import Bug
 from isthmus.core.ids import Epoch, GrantId
 from isthmus.ownership.protocol.destination_ends import give_up, impossible, install, settle, too_late
-from isthmus.ownership.protocol.drain import Evidence, drains_destination
+from isthmus.ownership.protocol.drain import Evidence, drains_pushed
 from isthmus.ownership.protocol.effects import CloseGrant, Effect, MarkFilling, OpenGrant, Refusal, ReplyRefused
-from isthmus.ownership.protocol.events import Expire, Expose, Install, WriteSeen, Written
+from isthmus.ownership.protocol.events import (
+    Arrived,
+    Confirmed,
+    ConfirmRefused,
+    Expire,
+    Expose,
+    Install,
+    Submit,
+    WriteSeen,
+    Written,
+)
 from isthmus.ownership.protocol.grants import same_grant
 from isthmus.ownership.protocol.parts import peer_active, phase_of, some_peer_active, with_part
 from isthmus.ownership.protocol.states import (
@@ -30,7 +40,7 @@ from isthmus.ownership.protocol.states import (
     TriggerMode,
 )
 
-__all__ = ["closing", "lease_over", "step"]
+__all__ = ["closing", "lease_over", "of_pull", "step"]
 
 Stepped = tuple[DestinationHandoff, tuple[Effect, ...]]
 
@@ -54,6 +64,13 @@ def step(state: DestinationHandoff, event: Expose | WriteSeen | Written | Instal
             if not lease_over(state, event.now):
                 raise impossible(state, "expire")
             return _end_of_lease(state)
+
+
+def of_pull(state: DestinationHandoff, event: Submit | Arrived | Confirmed | ConfirmRefused) -> Stepped:
+    """What is of pull alone: nothing is read here, and no owner is asked."""
+    if isinstance(event, Confirmed | ConfirmRefused):
+        return _refused(state, Refusal.NOT_AUTHORISED)
+    raise impossible(state, type(event).__name__)
 
 
 def closing(before: DestinationHandoff, stepped: Stepped) -> Stepped:
@@ -109,7 +126,7 @@ def _written(state: DestinationHandoff, event: Written) -> Stepped:
         reason = Refusal.NOT_AUTHORISED
     if reason is not None:
         return _refused(state, reason)
-    if not drains_destination(state.transport, event.evidence):
+    if not drains_pushed(state.transport, event.evidence):
         raise Bug(f"{event.evidence} over {state.transport} does not end a write", field="evidence")
     active = peer_active(state, state.parts[event.part])
     if not state.grant_open:

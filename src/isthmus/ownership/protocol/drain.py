@@ -19,6 +19,7 @@ __all__ = [
     "Evidence",
     "TransportKind",
     "drains_destination",
+    "drains_pushed",
     "drains_source",
 ]
 
@@ -41,6 +42,7 @@ class Evidence(enum.StrEnum):
     CONNECTION_CLOSED = "connection_closed"
     FENCED_AND_CLOSED = "fenced_and_closed"
     PROCESS_EXITED = "process_exited"
+    REVOKED = "revoked"
     LEASE_EXPIRED_ONE_TENANT = "lease_expired_one_tenant"
     LEASE_EXPIRED_MANY_TENANTS = "lease_expired_many_tenants"
     SILENCE = "silence"
@@ -51,16 +53,27 @@ DEATH_PROVEN: Final = frozenset({Evidence.FENCED_AND_CLOSED, Evidence.PROCESS_EX
 
 
 class DrainRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table: does `evidence` over `transport` settle the matter for either side, and why."""
+    """One line of the table: does `evidence` over `transport` settle the matter, and why.
+
+    `source`: for blocks that the peer reads. `destination`: for blocks that our own transfer writes (pull); `pushed`:
+    for blocks that the peer writes (push and send).
+    """
 
     transport: TransportKind
     evidence: Evidence
     source: bool
     destination: bool
+    pushed: bool
     reason: str
 
 
 _Answer = tuple[bool, bool, str]
+"""Source, destination, why."""
+
+_OF_US_ALONE = frozenset({(TransportKind.SHM, Evidence.OWN_TRANSFER_ENDED)}) | {
+    (transport, Evidence.OWN_WORK_ENDED) for transport in TransportKind
+}
+"""What settles a destination that we write, and says nothing of a peer that writes it."""
 
 _ANY_TRANSPORT: dict[Evidence, _Answer] = {
     Evidence.NEVER_EXPOSED: (True, True, "no grant was made and no work begun, so only the ledger knows the blocks"),
@@ -68,6 +81,11 @@ _ANY_TRANSPORT: dict[Evidence, _Answer] = {
         True,
         True,
         "counts only where no peer was given access: our own engine was the only one to touch the blocks",
+    ),
+    Evidence.REVOKED: (
+        True,
+        True,
+        "the system has ended the peer's access and lets none come back: memory sealed against writing, say",
     ),
     Evidence.LEASE_EXPIRED_ONE_TENANT: (
         True,
@@ -123,7 +141,12 @@ def _table() -> dict[tuple[TransportKind, Evidence], DrainRow]:
     for transport, own in _PER_TRANSPORT.items():
         for evidence, (source, destination, reason) in (_ANY_TRANSPORT | own).items():
             rows[transport, evidence] = DrainRow(
-                transport=transport, evidence=evidence, source=source, destination=destination, reason=reason
+                transport=transport,
+                evidence=evidence,
+                source=source,
+                destination=destination,
+                pushed=destination and (transport, evidence) not in _OF_US_ALONE,
+                reason=reason,
             )
     return rows
 
@@ -138,5 +161,10 @@ def drains_source(transport: TransportKind, evidence: Evidence) -> bool:
 
 
 def drains_destination(transport: TransportKind, evidence: Evidence) -> bool:
-    """Whether a destination may be freed on `evidence`."""
+    """Whether a destination that our own transfer writes may be freed on `evidence`."""
     return DRAIN_TABLE[transport, evidence].destination
+
+
+def drains_pushed(transport: TransportKind, evidence: Evidence) -> bool:
+    """Whether a destination that the peer writes may be freed on `evidence`."""
+    return DRAIN_TABLE[transport, evidence].pushed

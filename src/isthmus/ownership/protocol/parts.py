@@ -9,7 +9,16 @@ from msgspec.structs import replace
 
 from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, Part, PartStage, TriggerMode
 
-__all__ = ["end_parts", "own_active", "peer_active", "phase_of", "some_own_active", "some_peer_active", "with_part"]
+__all__ = [
+    "all_written",
+    "end_parts",
+    "own_active",
+    "peer_active",
+    "phase_of",
+    "some_own_active",
+    "some_peer_active",
+    "with_part",
+]
 
 _OWN_PULL = (PartStage.RECEIVING, PartStage.CONVERTING, PartStage.VERIFYING)
 _OWN_PUSH = (PartStage.CONVERTING, PartStage.VERIFYING)
@@ -48,6 +57,14 @@ def some_own_active(state: DestinationHandoff) -> bool:
 
 def some_peer_active(state: DestinationHandoff) -> bool:
     return any(peer_active(state, part) for part in state.parts)
+
+
+def all_written(state: DestinationHandoff) -> bool:
+    """Push and send: every part has come, and nothing more is wanted of the producer before the commit."""
+    return state.mode is not TriggerMode.PULL and state.phase in (
+        DestinationPhase.CONVERTING,
+        DestinationPhase.VERIFYING,
+    )
 
 
 def end_parts(state: DestinationHandoff, *, own: bool, peer: bool) -> DestinationHandoff:

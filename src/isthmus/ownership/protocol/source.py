@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from isthmus.core.clock import Instant, after
 from isthmus.core.errors import Bug
-from isthmus.core.ids import Epoch, GrantId
 from isthmus.ownership.protocol import source_push
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.effects import (
@@ -42,7 +41,7 @@ from isthmus.ownership.protocol.events import (
     Sent,
     SourceEvent,
 )
-from isthmus.ownership.protocol.grants import same_grant
+from isthmus.ownership.protocol.grants import refusal
 from isthmus.ownership.protocol.source_ends import (
     acknowledged,
     drained,
@@ -156,15 +155,6 @@ def _publish(state: SourceHandoff, event: Publish) -> Stepped:
 # the holder's
 
 
-def _refusal(state: SourceHandoff, grant: GrantId, epoch: Epoch, *, is_holder: bool) -> Refusal | None:
-    """Why a message under a grant is not to be believed; None when it is the holder's, of this very grant."""
-    if state.grant is None or not same_grant(grant, state.grant):
-        return Refusal.GRANT_UNKNOWN
-    if not is_holder:
-        return Refusal.NOT_AUTHORISED
-    return None if epoch == state.epoch else Refusal.STALE_EPOCH
-
-
 def _refused(state: SourceHandoff, reason: Refusal) -> Stepped:
     return state, (ReplyRefused(reason=reason),)
 
@@ -174,7 +164,7 @@ def _overdue(state: SourceHandoff, now: Instant) -> bool:
 
 
 def _read_seen(state: SourceHandoff, event: ReadSeen) -> Stepped:
-    reason = _refusal(state, event.grant, event.epoch, is_holder=event.reader == state.holder)
+    reason = refusal(state, event.grant, event.epoch, is_holder=event.reader == state.holder)
     if reason is not None:
         return _refused(state, reason)
     if not state.grant_open:
@@ -189,7 +179,7 @@ def _read_seen(state: SourceHandoff, event: ReadSeen) -> Stepped:
 
 def _renew(state: SourceHandoff, event: Renew) -> Stepped:
     is_holder = (event.holder, event.holder_incarnation) == (state.holder, state.holder_incarnation)
-    reason = _refusal(state, event.grant, event.epoch, is_holder=is_holder)
+    reason = refusal(state, event.grant, event.epoch, is_holder=is_holder)
     if reason is not None:
         return _refused(state, reason)
     if not state.grant_open or state.lease_ends is None:
@@ -205,7 +195,7 @@ def _confirm(state: SourceHandoff, event: Confirm) -> Stepped:
     is_holder = (event.holder, event.holder_incarnation) == (state.holder, state.holder_incarnation)
     # I1: yes only to the holder, for this grant at this epoch, while the grant is open: then no block has changed hands
     # since the first byte was read. I9: and it is this yes that lets decode begin.
-    reason = _refusal(state, event.grant, event.epoch, is_holder=is_holder)
+    reason = refusal(state, event.grant, event.epoch, is_holder=is_holder)
     if reason is not None:
         return _refused(state, reason)
     if state.ended and state.outcome is LogicalOutcome.SUCCEEDED:

@@ -5,7 +5,8 @@
 
 The source is exposed to nobody: only our own engine and our own transfer touch it, so that its blocks are free as soon
 as both have ended, whatever the consumer does. What the consumer registered and what we have filled may come in either
-order. The consumer's word that it has installed releases; its silence ends in the end of the lease.
+order. The consumer's word that it has installed releases; its silence ends in the end of the lease, which it renews
+under the grant while it computes, receives or verifies. Owns I6 here.
 """
 
 from msgspec.structs import replace
@@ -44,7 +45,7 @@ from isthmus.ownership.protocol.events import (
     Sent,
     SourceEvent,
 )
-from isthmus.ownership.protocol.grants import same_grant
+from isthmus.ownership.protocol.grants import refusal, same_grant
 from isthmus.ownership.protocol.source_ends import lease_over
 from isthmus.ownership.protocol.states import LogicalOutcome, PhysicalAccess, SourceHandoff, SourcePhase, TriggerMode
 
@@ -78,7 +79,9 @@ def step(state: SourceHandoff, event: SourceEvent) -> Stepped:
             return _give_up(state, LogicalOutcome.FAILED)
         case PeerLost() | PeerReincarnated():
             return _peer_gone(state, event)
-        case ReadSeen() | Renew():
+        case Renew():
+            return _renew(state, event)
+        case ReadSeen():
             return _refused(state, Refusal.NOT_AUTHORISED)  # nobody reads a source that is written from
         case ReserveSource():
             raise Bug(f"hand-off {state.handoff} reserved twice", field="handoff")
@@ -90,11 +93,12 @@ def step(state: SourceHandoff, event: SourceEvent) -> Stepped:
 def _register(state: SourceHandoff, event: Register) -> Stepped:
     if (event.holder, event.holder_incarnation) != (state.holder, state.holder_incarnation):
         return _refused(state, Refusal.NOT_AUTHORISED)
+    if state.target is not None and not (same_grant(event.grant, state.target) and event.epoch == state.target_epoch):
+        return _refused(state, Refusal.NOT_AUTHORISED)  # one registration, once
+    if state.outcome in (LogicalOutcome.FAILED, LogicalOutcome.CANCELLED):
+        return _refused(state, Refusal.ENDED)  # a repetition too: who waits to be written learns that it waits in vain
     if state.target is not None:
-        same = same_grant(event.grant, state.target) and event.epoch == state.target_epoch
-        return (state, ()) if same else _refused(state, Refusal.NOT_AUTHORISED)  # one registration, once
-    if state.outcome is not LogicalOutcome.PENDING:
-        return _refused(state, Refusal.ENDED)
+        return state, ()
     return replace(state, target=event.grant, target_epoch=event.epoch), ()
 
 
@@ -106,7 +110,7 @@ def _complete(state: SourceHandoff) -> Stepped:
     if state.phase is SourcePhase.DRAINING and state.computing:
         ended, effects = _drained(state, Evidence.OWN_WORK_ENDED)
         return ended, (*effects, ReplyRefused(reason=Refusal.ENDED))
-    if state.outcome is not LogicalOutcome.PENDING and not state.computing:
+    if state.outcome in (LogicalOutcome.FAILED, LogicalOutcome.CANCELLED) and not state.computing:
         return _refused(state, Refusal.ENDED)  # it had reported that it stopped, and had just finished
     raise _impossible(state, "complete")
 
@@ -114,7 +118,7 @@ def _complete(state: SourceHandoff) -> Stepped:
 def _publish(state: SourceHandoff, event: Publish) -> Stepped:
     early = state.mode is TriggerMode.SEND and state.phase is SourcePhase.COMPUTING and state.grant is None
     if state.phase is not SourcePhase.HELD and not early:
-        if state.outcome is not LogicalOutcome.PENDING:
+        if state.outcome is not LogicalOutcome.PENDING and state.grant is None:
             return _refused(state, Refusal.ENDED)
         raise _impossible(state, "publish")
     if state.target is None:
@@ -131,6 +135,8 @@ def _publish(state: SourceHandoff, event: Publish) -> Stepped:
 
 def _sent(state: SourceHandoff, event: Sent) -> Stepped:
     if not state.sending:
+        if state.grant is not None and not state.sent and state.outcome is not LogicalOutcome.PENDING:
+            return state, ()  # it had reported that it stopped, and had just ended
         raise _impossible(state, "sent")
     if state.phase is SourcePhase.DRAINING:
         return _own_end(state, computing=state.computing, sending=False)
@@ -145,12 +151,10 @@ def _sent(state: SourceHandoff, event: Sent) -> Stepped:
 
 def _confirm(state: SourceHandoff, event: Confirm) -> Stepped:
     """The consumer has verified and installed."""
-    if state.grant is None or not same_grant(event.grant, state.grant):
-        return _refused(state, Refusal.GRANT_UNKNOWN)
-    if (event.holder, event.holder_incarnation) != (state.holder, state.holder_incarnation):
-        return _refused(state, Refusal.NOT_AUTHORISED)
-    if event.epoch != state.epoch:
-        return _refused(state, Refusal.STALE_EPOCH)
+    is_holder = (event.holder, event.holder_incarnation) == (state.holder, state.holder_incarnation)
+    reason = refusal(state, event.grant, event.epoch, is_holder=is_holder)
+    if reason is not None:
+        return _refused(state, reason)
     yes = ReplyConfirmed(epoch=state.epoch)
     if state.outcome is LogicalOutcome.SUCCEEDED:
         return state, (yes,)
@@ -166,6 +170,21 @@ def _confirm(state: SourceHandoff, event: Confirm) -> Stepped:
         state, phase=SourcePhase.DRAINING, outcome=LogicalOutcome.SUCCEEDED, access=PhysicalAccess.DRAINING
     )
     return draining, (yes,)
+
+
+def _renew(state: SourceHandoff, event: Renew) -> Stepped:
+    """The consumer is alive: what is computed, written or verified for longer than a lease is not cut off."""
+    is_holder = (event.holder, event.holder_incarnation) == (state.holder, state.holder_incarnation)
+    reason = refusal(state, event.grant, event.epoch, is_holder=is_holder)
+    if reason is not None:
+        return _refused(state, reason)
+    if state.lease_ends is None or state.outcome is not LogicalOutcome.PENDING:
+        return _refused(state, Refusal.STALE_EPOCH)
+    if lease_over(state, event.now):
+        ended, effects = _give_up(state, LogicalOutcome.FAILED)
+        return ended, (*effects, ReplyRefused(reason=Refusal.STALE_EPOCH))
+    # I6: the later of the two.
+    return replace(state, lease_ends=max(state.lease_ends, after(event.now, event.lease))), ()
 
 
 # endings

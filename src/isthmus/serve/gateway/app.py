@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from isthmus.core.errors import BadInput, Bug, CapacityExceeded, IsthmusError, Lost
-from isthmus.core.limits import HTTP_BODY_BYTES_MAX
+from isthmus.core.limits import HANDOFFS_SHOWN_MAX, HTTP_BODY_BYTES_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import settle
 from isthmus.serve.gateway import openai
@@ -58,7 +60,17 @@ def build_app(answerer: Answerer, control: Control, metrics: Metrics, *, request
         return JSONResponse({"workers": control.workers(), "pairs": control.pairs()})
 
     async def handoffs(request: Request) -> Response:
-        return JSONResponse(await control.handoffs(request.query_params.get("request", "")))
+        limit = _limit(request.query_params.get("limit", str(HANDOFFS_SHOWN_MAX)))
+        return JSONResponse(await control.handoffs(request.query_params.get("request", ""), limit))
+
+    async def handoff(request: Request) -> Response:
+        beginning = str(request.path_params["handoff_id"])
+        if not re.fullmatch(r"[0-9a-f]{6,32}", beginning):
+            raise BadInput(
+                f"handoff: got {beginning[:64]!r}, wanted 32 hexadecimal digits, or 6 or more to begin with",
+                field="handoff",
+            )
+        return JSONResponse(await control.handoff(beginning))
 
     def answering(kind: type[Body]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
@@ -80,6 +92,7 @@ def build_app(answerer: Answerer, control: Control, metrics: Metrics, *, request
             Route("/metrics", prometheus),
             Route("/v1/isthmus/workers", workers),
             Route("/v1/isthmus/handoffs", handoffs),
+            Route("/v1/isthmus/handoffs/{handoff_id}", handoff),
         ],
         exception_handlers={IsthmusError: _refuse, Exception: _failed, 404: _no_route, 405: _no_route},
     )
@@ -101,6 +114,12 @@ class _Gate:
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= HANDOFFS_SHOWN_MAX:
+        raise BadInput(f"limit: got {text[:64]!r}, wanted 1 to {HANDOFFS_SHOWN_MAX}", field="limit")
+    return int(text)
 
 
 async def _body(request: Request) -> bytes:
@@ -235,7 +254,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, CapacityExceeded):
         retry_after = error.retry_after
     if retry_after is not None:
-        headers["retry-after"] = str(max(1, round(retry_after.seconds)))
+        headers["retry-after"] = str(max(1, math.ceil(retry_after.seconds)))
     if isinstance(error, Bug):
         report_bug(error)
     return JSONResponse(openai.error_body(error), status_code=openai.status_of(error), headers=headers)

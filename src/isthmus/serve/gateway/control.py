@@ -11,8 +11,16 @@ import msgspec
 import structlog
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import FrameInvalid, IsthmusError, NotAuthorised, PeerLost, Rejected
-from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX, HANDOFFS_REMEMBERED_MAX
+from isthmus.core.errors import (
+    BadInput,
+    FrameInvalid,
+    IsthmusError,
+    NotAuthorised,
+    PeerLost,
+    Rejected,
+    UnknownHandoff,
+)
+from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX, HANDOFFS_LOGGED_MAX, HANDOFFS_REMEMBERED_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.channel import Channel, accepting
@@ -115,6 +123,9 @@ class Control:
             self._on_token(message, seat)
         elif isinstance(message, Pulse):
             seat.blocks = message.blocks
+            if seat.unhealthy != message.unhealthy:
+                log.warning("worker_health", worker=seat.worker, unhealthy=message.unhealthy)
+            seat.unhealthy = message.unhealthy
         elif isinstance(message, HandoffReport):
             if message.consumer != seat.worker:
                 raise NotAuthorised(f"consumer: {seat.worker} reports for {message.consumer}", field="consumer")
@@ -138,8 +149,12 @@ class Control:
                     seat.channel.post(Pulse())
 
     def missing_roles(self) -> list[str]:
-        """Roles that no member has."""
-        return [role for role in ("prefill", "decode") if not self._registry.seats(role)]
+        """Roles that no member has that takes anything new."""
+        return [
+            role
+            for role in ("prefill", "decode")
+            if all(seat.unhealthy is not None for seat in self._registry.seats(role))
+        ]
 
     def worker_count(self) -> int:
         return len(self._registry.seats())
@@ -148,7 +163,9 @@ class Control:
         """Bring the gauges up to date."""
         metrics.blocks.clear()
         for role in ("prefill", "decode"):
-            metrics.workers.labels(role).set(len(self._registry.seats(role)))
+            seats = self._registry.seats(role)
+            metrics.workers.labels(role).set(len(seats))
+            metrics.unhealthy.labels(role).set(sum(seat.unhealthy is not None for seat in seats))
         for seat in self._registry.seats():
             for state, count in seat.blocks.items():
                 metrics.blocks.labels(seat.worker, state).set(count)
@@ -163,6 +180,7 @@ class Control:
                 "incarnation": seat.member.incarnation,
                 "num_blocks": seat.member.num_blocks,
                 "blocks": seat.blocks,
+                "unhealthy": seat.unhealthy,
                 "context_length": seat.member.context_length,
                 "outstanding_tokens": seat.outstanding_tokens,
                 "transports": list(seat.member.transports),
@@ -201,29 +219,57 @@ class Control:
                 )
         return found
 
-    async def handoffs(self, request_id: str) -> dict[str, Any]:
+    async def handoffs(self, request_id: str, limit: int) -> dict[str, Any]:
         """Who owns what now, by every worker's own ledger, and the hand-offs that were installed lately."""
-        seats = self._registry.seats()
-        answers = await asyncio.gather(*(self._snapshot(seat) for seat in seats))
+        installed = [report for report in self._reports.values() if request_id in ("", report.request_id)]
         return {
-            "workers": {seat.worker: answer for seat, answer in zip(seats, answers, strict=True)},
-            "installed": [
-                msgspec.to_builtins(report)
-                for report in self._reports.values()
-                if request_id in ("", report.request_id)
-            ],
+            "workers": await self._snapshots(SnapshotOrder(limit=limit)),
+            "installed": [msgspec.to_builtins(report) for report in installed[-limit:]],
         }
 
-    async def _snapshot(self, seat: Seat) -> dict[str, Any]:
+    async def handoff(self, beginning: str) -> dict[str, Any]:
+        """One hand-off, by its id or the beginning of it: each side's row with its timeline, and the report.
+
+        Raises:
+            UnknownHandoff: nobody knows it, or nobody does any more.
+            BadInput: more than one begins so.
+        """
+        answers = await self._snapshots(SnapshotOrder(handoff=beginning))
+        rows = [row for answer in answers.values() for row in (*answer.get("live", ()), *answer.get("ended", ()))]
+        reports = [report for id_, report in self._reports.items() if id_.startswith(beginning)]
+        found = sorted({*(str(row["handoff"]) for row in rows), *(report.handoff for report in reports)})
+        silent = {worker: answer["error"] for worker, answer in answers.items() if "error" in answer}
+        if not found:
+            missing = f"; not asked: {', '.join(silent)}, which did not answer" if silent else ""
+            raise UnknownHandoff(
+                f"handoff: no worker knows {beginning}; each remembers what is live and the last "
+                f"{HANDOFFS_LOGGED_MAX} that ended{missing}",
+                field="handoff",
+            )
+        if len(found) > 1:
+            raise BadInput(f"handoff: {len(found)} begin with {beginning}: {', '.join(found[:4])}", field="handoff")
+        return {
+            "handoff": found[0],
+            "sides": sorted(rows, key=lambda row: str(row["side"]), reverse=True),  # the producer's first
+            "installed": msgspec.to_builtins(reports[0]) if reports else None,
+            "unanswered": silent,
+        }
+
+    async def _snapshots(self, order: SnapshotOrder) -> dict[str, dict[str, Any]]:
+        seats = self._registry.seats()
+        answers = await asyncio.gather(*(self._snapshot(seat, order) for seat in seats))
+        return {seat.worker: answer for seat, answer in zip(seats, answers, strict=True)}
+
+    async def _snapshot(self, seat: Seat, order: SnapshotOrder) -> dict[str, Any]:
         try:
-            answer = await within(self._clock, SNAPSHOT_DEADLINE, seat.channel.call(SnapshotOrder()), "snapshot")
+            answer = await within(self._clock, SNAPSHOT_DEADLINE, seat.channel.call(order), "snapshot")
         except IsthmusError as error:
             return {"error": str(error)}
         if not isinstance(answer, Snapshot):
             return {"error": f"answered {type(answer).__name__}"}
         try:
             found = json.loads(answer.json)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {"error": "answered something that is not JSON"}
         return found if isinstance(found, dict) else {"error": "answered something that is not an object"}
 

@@ -1,7 +1,8 @@
 """One request, from placement to its last token, through failures.
 
 A request is tried at most `attempts_max` times. What the client already has is never sent again: an attempt after a
-failure prefills prompt + tokens sent, with the sampler's counter and seed, and goes on from there (I5).
+failure prefills prompt + tokens sent, with the sampler's counter and seed, and goes on from there (I5). All requests
+share one budget of retries (`retries`), and each has a deadline for the whole of its answer.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from isthmus.core.errors import (
     Bug,
     CapacityExceeded,
     ContextTooLong,
+    DeadlineExceeded,
     IsthmusError,
     Lost,
     NotAuthorised,
@@ -28,6 +30,7 @@ from isthmus.handoff.request import Request, Sampling
 from isthmus.placement.routing import choose
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry, Seat
+from isthmus.serve.gateway.retries import RetryBudget
 from isthmus.serve.messages import CancelRequest, Generate, Message, TokenEvent
 
 __all__ = ["Ask", "Dispatcher"]
@@ -38,6 +41,8 @@ FINAL = (Bug, BadInput, ContextTooLong)
 """What no other attempt can mend. All else is between workers: one is lost, or full, or refuses the other's word."""
 
 BACKOFF = Duration.of_ms(100)
+BACKOFF_MAX = Duration.of_seconds(5)
+REQUEST_DEADLINE = Duration.of_seconds(1800)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +81,23 @@ class Dispatcher:
     """Places requests on workers and hands their tokens on."""
 
     def __init__(
-        self, registry: Registry, clock: Clock, metrics: Metrics, *, attempts_max: int, worker_wait: Duration
+        self,
+        registry: Registry,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        attempts_max: int,
+        worker_wait: Duration,
+        request_deadline: Duration = REQUEST_DEADLINE,
+        retries: RetryBudget | None = None,
     ) -> None:
         self._registry = registry
         self._clock = clock
         self._metrics = metrics
         self._attempts_max = attempts_max
         self._worker_wait = worker_wait
+        self._request_deadline = request_deadline
+        self._retries = RetryBudget(clock) if retries is None else retries
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._calls: set[asyncio.Task[Message]] = set()
 
@@ -104,20 +119,31 @@ class Dispatcher:
 
         Raises:
             Rejected: the request cannot be served.
-            CapacityExceeded, Lost: not now; every attempt failed.
+            CapacityExceeded, Lost: not now; every attempt failed, or no further one was granted.
+            DeadlineExceeded: it took too long in all.
         """
+        self._retries.request()
+        alarm = asyncio.create_task(self._clock.sleep(self._request_deadline))
+        try:
+            async with aclosing(self._attempts(ask, alarm)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            alarm.cancel()
+
+    async def _attempts(self, ask: Ask, alarm: "asyncio.Task[None]") -> AsyncGenerator[TokenEvent]:
         avoid: set[WorkerId] = set()
         while True:
-            producer, consumer = await self._place(ask, avoid)
+            producer, consumer = await self._place(ask, avoid, alarm)
             try:
-                async with aclosing(self._attempt(ask, producer, consumer)) as events:
+                async with aclosing(self._attempt(ask, producer, consumer, alarm)) as events:
                     async for event in events:
                         ask.sent.append(event.token)
                         yield event
                         if event.finish_reason is not None:
                             return
             except IsthmusError as error:
-                if isinstance(error, FINAL):
+                if isinstance(error, FINAL) or alarm.done():
                     raise
                 ask.attempts += 1
                 log.warning(
@@ -134,17 +160,37 @@ class Dispatcher:
                 full = isinstance(error, CapacityExceeded) and avoid >= {consumer.worker}
                 if ask.attempts >= self._attempts_max or full:
                     raise _given_up(error) from error
+                self._take_retry(error)
                 avoid |= {producer.worker, consumer.worker}
             if ask.attempts > 1:  # the first retry is at once: one worker has died and others are there
-                await self._clock.sleep(BACKOFF * 2 ** (ask.attempts - 2))
+                await self._clock.sleep(min(BACKOFF * 2 ** (ask.attempts - 2), BACKOFF_MAX))
 
-    async def _attempt(self, ask: Ask, producer: Seat, consumer: Seat) -> AsyncGenerator[TokenEvent]:
+    def _take_retry(self, error: IsthmusError) -> None:
+        """Raise unless the budget grants one: what fails everywhere must not be computed again everywhere."""
+        granted = self._retries.take()
+        self._metrics.on_retry(granted=granted, tokens_left=self._retries.tokens)
+        if not granted:
+            raise CapacityExceeded(
+                f"{error.code}: {error}; not tried again: retries are limited to {self._retries.ratio:.0%} of "
+                "requests, and those are used up",
+                field="retries",
+                retry_after=self._retries.next_in(),
+            ) from error
+
+    async def _attempt(
+        self, ask: Ask, producer: Seat, consumer: Seat, alarm: "asyncio.Task[None]"
+    ) -> AsyncGenerator[TokenEvent]:
         request = ask.request()
         stream: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
         self._streams[request.request_id, request.attempt] = _Stream(consumer=consumer, events=stream)
         order = Generate(request=request, producer=producer.worker, producer_incarnation=producer.member.incarnation)
         call = asyncio.create_task(consumer.channel.call(order))
-        call.add_done_callback(lambda _: stream.put_nowait(None))
+
+        def wake(_: object) -> None:
+            stream.put_nowait(None)
+
+        call.add_done_callback(wake)
+        alarm.add_done_callback(wake)
         self._account(call, request, (producer, consumer))
         finished = False
         try:
@@ -156,9 +202,12 @@ class Dispatcher:
                     )
                 finished = event.finish_reason is not None
                 yield event
+            if not call.done():
+                raise self._too_late()
             call.result()
             raise Lost(f"{consumer.worker}: ended without a last token", field="token.finish_reason")
         finally:
+            alarm.remove_done_callback(wake)
             del self._streams[request.request_id, request.attempt]
             if not call.done() and not finished:
                 call.cancel()
@@ -180,10 +229,17 @@ class Dispatcher:
             seat.assigned += 1
         call.add_done_callback(ended)
 
-    async def _place(self, ask: Ask, avoid: set[WorkerId]) -> tuple[Seat, Seat]:
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"request: not answered within {self._request_deadline}, its deadline in all", field="deadlines.request_ms"
+        )
+
+    async def _place(self, ask: Ask, avoid: set[WorkerId], alarm: "asyncio.Task[None]") -> tuple[Seat, Seat]:
         """Choose a pair; where there is none, wait for workers to join, but not for long."""
         waited_until = after(self._clock.now(), self._worker_wait)
         while True:
+            if alarm.done():
+                raise self._too_late()
             try:
                 return self._choose(ask, avoid)
             except PeerLost as lost:
@@ -201,7 +257,12 @@ class Dispatcher:
                 raise PeerLost(
                     f"{role}: no worker of this role is a member" + (f" named {pin}" if pin else ""), field=role
                 )
-            sides.append([seat.candidate() for seat in seats])
+            healthy = [seat for seat in seats if seat.unhealthy is None]
+            if not healthy:
+                raise PeerLost(
+                    f"{role}: no worker takes anything new; {seats[0].worker}: {seats[0].unhealthy}", field=role
+                )
+            sides.append([seat.candidate() for seat in healthy])
         chosen = choose(sides[0], sides[1], self._registry.compatible, avoid=avoid)
         if chosen is None:
             raise PeerLost("placement: no prefill worker's KV can be read by any decode worker here", field="placement")

@@ -20,6 +20,7 @@ from isthmus.serve.gateway.control import Control
 from isthmus.serve.gateway.dispatch import Dispatcher
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry
+from isthmus.serve.gateway.retries import RetryBudget
 from isthmus.serve.running import supervised
 from isthmus.serve.tls import GATEWAY, load_tls
 
@@ -43,6 +44,13 @@ async def serve_gateway(config: ServeConfig, model: Path) -> None:
         metrics,
         attempts_max=settings.attempts_max,
         worker_wait=Duration.of_ms(settings.worker_wait_ms),
+        request_deadline=Duration.of_ms(config.deadlines.request_ms),
+        retries=RetryBudget(
+            clock,
+            ratio=settings.retry_ratio,
+            floor_per_second=settings.retry_floor_per_second,
+            burst=settings.retry_burst,
+        ),
     )
     control = Control(
         registry,

@@ -25,6 +25,10 @@ class Metrics:
         self.attempts_failed = Counter(
             "isthmus:attempts_failed", "Attempts that failed, by error", ["code"], registry=self.registry
         )
+        self.retries = Counter(
+            "isthmus:retries", "Retries asked of the budget, by answer", ["answer"], registry=self.registry
+        )
+        self.retry_tokens = Gauge("isthmus:retry_tokens", "Retries that would be granted now", registry=self.registry)
         self.prompt_tokens = Counter("isthmus:prompt_tokens", "Prompt tokens", registry=self.registry)
         self.generation_tokens = Counter("isthmus:generation_tokens", "Tokens sent", registry=self.registry)
         self.ttft = self._histogram("isthmus:time_to_first_token_seconds", "TTFT")
@@ -33,6 +37,15 @@ class Metrics:
             "isthmus:handoffs", "Hand-offs installed", ["outcome", "transport"], registry=self.registry
         )
         self.handoff_bytes = Counter("isthmus:handoff_bytes", "KV bytes on the wire", registry=self.registry)
+        self.prefix_queries = Counter(
+            "isthmus:prefix_cache_queries", "Prompt tokens handed off, by side", ["side"], registry=self.registry
+        )
+        self.prefix_hits = Counter(
+            "isthmus:prefix_cache_hits", "Prompt tokens whose KV was kept, by side", ["side"], registry=self.registry
+        )
+        self.prefix_bytes = Counter(
+            "isthmus:prefix_cache_bytes_not_moved", "KV bytes that the consumer had kept", registry=self.registry
+        )
         self.handoff_stage = Histogram(
             "isthmus:handoff_stage_seconds",
             "Time in each stage of a hand-off",
@@ -42,6 +55,9 @@ class Metrics:
         )
         self.blocks = Gauge("isthmus:blocks", "Blocks by accounting state", ["worker", "state"], registry=self.registry)
         self.workers = Gauge("isthmus:workers", "Members by role", ["role"], registry=self.registry)
+        self.unhealthy = Gauge(
+            "isthmus:workers_unhealthy", "Members that take nothing new, by role", ["role"], registry=self.registry
+        )
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
@@ -50,9 +66,18 @@ class Metrics:
         """Labels are of known sets: what a worker says must not make a series of its own each time."""
         self.handoffs.labels(_one_of(report.outcome, OUTCOMES), _one_of(report.transport, TRANSPORTS)).inc()
         self.handoff_bytes.inc(max(0, report.wire_bytes))
+        for side, kept in (("producer", report.reused_tokens), ("consumer", report.have_tokens)):
+            self.prefix_queries.labels(side).inc(max(0, report.tokens))
+            self.prefix_hits.labels(side).inc(max(0, kept))
+        self.prefix_bytes.inc(max(0, report.have_bytes))
         for stage in STAGES:
             if stage in report.stage_ms:
                 self.handoff_stage.labels(stage).observe(report.stage_ms[stage] / 1000)
+
+    def on_retry(self, *, granted: bool, tokens_left: float) -> None:
+        """Somebody has asked the budget for a retry."""
+        self.retries.labels("granted" if granted else "refused").inc()
+        self.retry_tokens.set(tokens_left)
 
     def text(self) -> bytes:
         """The exposition format."""

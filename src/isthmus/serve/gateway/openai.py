@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from isthmus.core.errors import BadInput, CapacityExceeded, IsthmusError, Lost, Rejected
+from isthmus.core.errors import BadInput, CapacityExceeded, IsthmusError, Lost, QuotaExceeded, Rejected
 from isthmus.core.limits import MESSAGES_PER_CHAT_MAX, STOP_STRINGS_MAX, TOKENS_PER_REQUEST_MAX
 
 __all__ = [
@@ -168,5 +168,5 @@ def error_body(error: IsthmusError) -> dict[str, Any]:
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "service_unavailable" if status == 503 else "server_error"
     if isinstance(error, CapacityExceeded):
-        kind = "overloaded"
+        kind = "rate_limit_error" if isinstance(error, QuotaExceeded) else "overloaded"
     return {"error": {"message": str(error), "type": kind, "param": error.field or None, "code": error.code}}

@@ -34,6 +34,7 @@ class Seat:
         self.member = member
         self.channel = channel
         self.blocks: dict[str, int] = {}
+        self.unhealthy: str | None = None
         self.outstanding_tokens = 0
         self.assigned = 0
 

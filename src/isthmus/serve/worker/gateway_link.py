@@ -40,7 +40,7 @@ class GatewayLink:
         port: int,
         handler: Handler,
         on_cancel: Callable[[CancelRequest], None],
-        blocks: Callable[[], dict[str, int]],
+        pulse: Callable[[], Pulse],
         name_wait: Duration,
         tls: Tls | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class GatewayLink:
         self._port = port
         self._handler = handler
         self._on_cancel = on_cancel
-        self._blocks = blocks
+        self._say = pulse
         self._name_wait = name_wait
         self._tls = tls
         self._channel: Channel | None = None
@@ -119,7 +119,7 @@ class GatewayLink:
         timeout = Duration.of_ms(welcome.timeout_ms)
         while not channel.closed:
             with contextlib.suppress(PeerLost):
-                channel.post(Pulse(blocks=self._blocks()))
+                channel.post(self._say())
             await self._clock.sleep(Duration.of_ms(welcome.heartbeat_ms))
             if self._clock.now() - channel.heard_at > timeout.ns:
                 channel.close(f"silent for more than {timeout}")

@@ -31,8 +31,6 @@ from isthmus.transport.table import open_exporters, open_readers
 
 __all__ = ["serve_worker"]
 
-TENANT = TenantId("default")
-
 
 async def serve_worker(config: ServeConfig, worker: WorkerId, model: Path) -> None:
     """Serve until the process is told to stop.
@@ -55,7 +53,8 @@ async def serve_worker(config: ServeConfig, worker: WorkerId, model: Path) -> No
 
 async def _serve_prefill(process: Process) -> None:
     """Lend, listen for consumers, register."""
-    journal = process.journal(Side.PRODUCER, sole_tenant=TENANT)
+    sole_tenant = None if process.pool.sole_tenant is None else TenantId(process.pool.sole_tenant)
+    journal = process.journal(Side.PRODUCER, sole_tenant=sole_tenant)
     owner = SourceOwner(
         ledger=process.ledger,
         capacity=process.capacity,
@@ -64,8 +63,9 @@ async def _serve_prefill(process: Process) -> None:
         incarnation=process.incarnation,
         lease=Duration.of_ms(process.config.lease_ms),
         transport=_riskiest(process.transports),
-        sole_tenant=TENANT,
+        sole_tenant=sole_tenant,
         journal=journal,
+        prefixes=process.prefixes,
     )
     side = ProducerSide(
         process.engine,
@@ -73,6 +73,8 @@ async def _serve_prefill(process: Process) -> None:
         worker=process.worker,
         incarnation=process.incarnation,
         wait=Duration.of_ms(process.config.deadlines.prefill_ms),
+        resuming=process.engine,
+        reuse=process.reuse,
     )
     service = PrefillService(
         side,
@@ -115,6 +117,7 @@ async def _serve_decode(process: Process) -> None:
         incarnation=process.incarnation,
         transport=_riskiest(process.transports),
         journal=journal,
+        prefixes=process.prefixes,
     )
     routes = _Routes(process)
     consumer = ConsumerSide(
@@ -125,6 +128,7 @@ async def _serve_decode(process: Process) -> None:
         worker=process.worker,
         incarnation=process.incarnation,
         deadlines=_deadlines(process.config),
+        reuse=process.reuse,
     )
     peers = Peers(
         process.membership, process.clock, worker=process.worker, incarnation=process.incarnation, tls=process.tls

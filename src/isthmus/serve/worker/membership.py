@@ -7,10 +7,9 @@ import structlog
 
 from isthmus.core.errors import Bug, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
-from isthmus.core.limits import PROCESSES_WATCHED_MAX
 from isthmus.serve.messages import Fenced, Member, Members
-from isthmus.serve.processes import ProcessIdentity, ended, is_here
 from isthmus.serve.running import report_bug
+from isthmus.serve.worker.exits import Exits
 
 __all__ = ["Membership"]
 
@@ -28,14 +27,14 @@ class Membership:
         self._listeners: list[OnLost] = []
         self._telling: set[asyncio.Task[None]] = set()
         self._exit_listeners: list[OnLost] = []
-        self._watches: dict[Incarnation, asyncio.Task[None]] = {}
+        self._exits = Exits(lambda worker, life: self._tell_all(self._exit_listeners, worker, life))
 
     def on_fenced(self, listener: OnLost) -> None:
         """Call `listener` for each life of a worker that is declared over."""
         self._listeners.append(listener)
 
     def on_exited(self, listener: OnLost) -> None:
-        """Call `listener` for each life that was ever a member while we were, once its process on this host ended.
+        """Call `listener` for each life that was ever a member while we were, once its process of this host is gone.
 
         Fenced or not, before or after: a process that is only stopped is fenced, and still holds its mappings.
         """
@@ -47,7 +46,7 @@ class Membership:
         self._changed.set()
         self._changed = asyncio.Event()
         for member in members.members if self._exit_listeners else ():
-            self._watch(member)
+            self._exits.watch(member)
 
     def fenced(self, message: Fenced) -> None:
         """A life is over: forget it, and tell."""
@@ -62,24 +61,6 @@ class Membership:
             task = asyncio.create_task(_tell(listener, worker, incarnation))
             self._telling.add(task)
             task.add_done_callback(self._told)
-
-    def _watch(self, member: Member) -> None:
-        """Watch a member's process, once, until it ends. Of too many, those that were first seen are not watched on."""
-        life = Incarnation(member.incarnation)
-        if life in self._watches or not is_here(member.process):
-            return
-        self._watches[life] = asyncio.create_task(self._await_exit(WorkerId(member.worker), life, member.process))
-        while len(self._watches) > PROCESSES_WATCHED_MAX:
-            self._watches.pop(next(iter(self._watches))).cancel()
-
-    async def _await_exit(self, worker: WorkerId, life: Incarnation, process: ProcessIdentity) -> None:
-        try:
-            await ended(process)
-        except OSError as error:
-            log.warning("process_not_watched", worker=worker, pid=process.pid, reason=error.strerror)
-            return
-        self._watches.pop(life, None)
-        self._tell_all(self._exit_listeners, worker, life)
 
     def _told(self, task: "asyncio.Task[None]") -> None:
         self._telling.discard(task)

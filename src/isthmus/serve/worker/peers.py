@@ -7,7 +7,17 @@ from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
+from isthmus.handoff.orders import (
+    AbortOrder,
+    Ack,
+    ConfirmOrder,
+    ConfirmReply,
+    PrefillOrder,
+    PrefillReply,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
@@ -28,6 +38,12 @@ class RemoteProducer:
 
     async def prefill(self, order: PrefillOrder) -> PrefillReply:
         return await self._ask(order, PrefillReply)
+
+    async def register(self, order: RegisterOrder) -> None:
+        await self._ask(order, Ack)
+
+    async def written(self, order: WrittenOrder) -> None:
+        await self._ask(order, Ack)
 
     async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
         return await self._ask(order, ConfirmReply)

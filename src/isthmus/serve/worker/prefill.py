@@ -8,7 +8,15 @@ from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.limits import CHANNELS_PER_PEER_MAX, CONNECTIONS_PER_EXPORTER_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
-from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, PrefillOrder, RenewOrder
+from isthmus.handoff.orders import (
+    AbortOrder,
+    Ack,
+    ConfirmOrder,
+    PrefillOrder,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
 from isthmus.handoff.producer import ProducerSide
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.channel import Channel
@@ -18,6 +26,7 @@ from isthmus.transport.tls import Proof, Tls
 
 __all__ = ["PrefillService"]
 
+Order = PrefillOrder | RegisterOrder | WrittenOrder | ConfirmOrder | RenewOrder | AbortOrder
 MEMBERSHIP_DEADLINE = Duration.of_seconds(5)
 
 
@@ -65,13 +74,17 @@ class PrefillService:
             return await self._greet(channel, message)
         if channel not in self._holders:
             raise FrameInvalid(f"call: {type(message).__name__} before PeerHello", field="call")
-        if isinstance(message, PrefillOrder | ConfirmOrder | RenewOrder | AbortOrder):
+        if isinstance(message, Order):
             self._check_holder(channel, message)
         match message:
             case PrefillOrder():
                 return await self._side.prefill(message)
             case ConfirmOrder():
                 return await self._side.confirm(message)
+            case RegisterOrder():
+                await self._side.register(message)
+            case WrittenOrder():
+                await self._side.written(message)
             case RenewOrder():
                 await self._side.renew(message)
             case AbortOrder():
@@ -95,7 +108,7 @@ class PrefillService:
         self._holders[channel] = holder
         return Ack()
 
-    def _check_holder(self, channel: Channel, order: PrefillOrder | ConfirmOrder | RenewOrder | AbortOrder) -> None:
+    def _check_holder(self, channel: Channel, order: Order) -> None:
         """A peer speaks for itself only."""
         if (order.holder, order.holder_incarnation) != self._holders[channel]:
             raise NotAuthorised(f"holder: {self._holders[channel][0]} cannot speak for {order.holder}", field="holder")

@@ -3,20 +3,26 @@
 import json
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from isthmus.core.clock import SystemClock
 from isthmus.core.errors import FrameInvalid
-from isthmus.core.ids import Incarnation, TenantId, WorkerId
-from isthmus.core.limits import HANDOFFS_SHOWN_MAX
+from isthmus.core.ids import HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.engines.embedded.adapter import EmbeddedKV
+from isthmus.handoff.reuse import Reuse
 from isthmus.ownership.capacity import Capacity
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.journal import Header, JournalWriter, Side, clock_identity
 from isthmus.ownership.ledger import Ledger
+from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.producer import SourceOwner
+from isthmus.ownership.retention import retention_named
+from isthmus.ownership.rows import Row
+from isthmus.serve.admission_config import blocks_of
 from isthmus.serve.channel import Handler
 from isthmus.serve.config import PoolConfig, ServeConfig
-from isthmus.serve.messages import CancelRequest, Member, Message, Snapshot, SnapshotOrder
+from isthmus.serve.messages import CancelRequest, Member, Message, Pulse, Snapshot, SnapshotOrder
 from isthmus.serve.processes import this_process
 from isthmus.serve.tls import load_tls
 from isthmus.serve.worker.gateway_link import GatewayLink
@@ -48,7 +54,17 @@ class Process:
         self.ledger = Ledger(
             num_blocks=pool.num_blocks, block_bytes=engine.block_bytes, staging_bytes=pool.staging_bytes
         )
-        self.capacity = Capacity(ledger=self.ledger, clock=self.clock)
+        self.prefixes = self._prefix_cache()
+        self.reuse = Reuse(engine.representation, self.prefixes, secret=self.clock.token().encode())
+        self.capacity = Capacity(
+            ledger=self.ledger,
+            clock=self.clock,
+            reclaim=None if self.prefixes is None else self.prefixes.reclaim,
+            quotas=pool.admission.quotas_for(pool.num_blocks),
+            quarantine_blocks_max=blocks_of(pool.admission.quarantine_max, pool.num_blocks),
+            waiting_max=pool.admission.waiting_max,
+            waiting_per_tenant_max=pool.admission.waiting_per_tenant_max,
+        )
         self.transport = TransportWorker(
             identity=PeerId(worker=worker, incarnation=self.incarnation),
             clock=self.clock,
@@ -97,7 +113,7 @@ class Process:
             port=self.config.gateway.control_port,
             handler=handler,
             on_cancel=on_cancel,
-            blocks=self._blocks,
+            pulse=self._pulse,
             tls=self.tls,
             name_wait=Duration.of_ms(NAME_WAIT_TIMEOUTS * self.config.gateway.heartbeat_timeout_ms),
         )
@@ -127,7 +143,9 @@ class Process:
         return JournalWriter(self.config.journal, header)
 
     def end(self, journal: JournalWriter | None) -> None:
-        """This life has come to its end by itself."""
+        """This life has come to its end by itself. Nothing is retained any more (I8)."""
+        if self.prefixes is not None:
+            self.prefixes.drop()
         if journal is not None:
             journal.close(at=self.clock.now(), blocks_held=self.ledger.held().blocks)
 
@@ -141,25 +159,54 @@ class Process:
             raise FrameInvalid(f"call: a gateway does not call {type(message).__name__} here", field="call")
         if not len(owner):
             self.ledger.check_in_full()
+        live, ended = owner.snapshot(), owner.finished()
+        if message.handoff:
+            live, ended = ([row for row in rows if _id_of(row).startswith(message.handoff)] for rows in (live, ended))
+            live = [row | {"timeline": msgspec.to_builtins(owner.timeline(_id_of(row)))} for row in live]
         shown = {
             "role": self.pool.role,
+            "unhealthy": self.capacity.unhealthy,
             "blocks": self._blocks(),
-            "live": owner.snapshot()[:HANDOFFS_SHOWN_MAX],
-            "ended": owner.finished()[:HANDOFFS_SHOWN_MAX],
+            "prefix_cache": None if self.prefixes is None else self.prefixes.row(),
+            "live": live[: message.limit],
+            "ended": ended[: message.limit],
         }
         return Snapshot(json=json.dumps(shown, separators=(",", ":")).encode())
+
+    def _prefix_cache(self) -> PrefixCache | None:
+        config = self.pool.prefix_caching
+        if not config.enabled:
+            return None
+        return PrefixCache(
+            ledger=self.ledger,
+            clock=self.clock,
+            retention=retention_named(config.retention),
+            blocks_max=config.blocks_max or self.ledger.num_blocks,
+            half_life=Duration.of_ms(config.half_life_ms),
+        )
+
+    def _pulse(self) -> Pulse:
+        """What the gateway hears regularly. Whoever waits for a worker that takes nothing new is told so here."""
+        self.capacity.look_again()
+        return Pulse(blocks=self._blocks(), unhealthy=self.capacity.unhealthy)
 
     def _blocks(self) -> dict[str, int]:
         held, available = self.ledger.held(), self.ledger.available()
         return {
             "total": self.ledger.num_blocks,
             "free": available.blocks,
-            "held": held.blocks,
+            "held": held.blocks - held.retention,  # by hand-offs
             "reserved": held.reserved,
             "filling": held.filling,
-            "resident": held.resident,
+            "resident": held.resident - held.retention,
+            "retained": held.retention,
             "quarantined": held.quarantined,
             "quarantined_max": held.quarantined_max,
+            "waiting": self.capacity.waiting,
             "grants": held.grants,
             "staging_bytes": held.staging_bytes,
         }
+
+
+def _id_of(row: Row) -> HandoffId:
+    return HandoffId(str(row["handoff"]))

@@ -11,8 +11,9 @@
            ── bytes ──►
            ◄─ Written ──
 
-Plain TCP, for loopback and isolated networks: what a peer says it is, is checked against the registry's word but not
-proven. The server listens on loopback unless told an address.
+Given a `Tls`, both ends prove their names, and all bytes are encrypted. Without one this is for loopback and isolated
+networks: what a peer says it is, is checked against the registry's word but not proven. The server listens on loopback
+unless told an address.
 """
 
 from isthmus.transport.tcp._exporter import TcpExporter

@@ -1,0 +1,224 @@
+"""The simulation with one check taken out: each of these must turn it red within a stated number of seeds.
+
+A check is taken out by putting a class of ours in the place of the real one, never by a switch in production code.
+Where two checks guard against the same thing, both are taken out: what one alone still catches is no canary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from isthmus.core.errors import Rejected
+from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
+from isthmus.handoff.orders import (
+    AbortOrder,
+    ConfirmOrder,
+    ConfirmReply,
+    PrefillOrder,
+    PrefillReply,
+    RegisterOrder,
+    RenewOrder,
+    WrittenOrder,
+)
+from isthmus.handoff.seams import Producer
+from isthmus.handoff.stages import Arrived, Installed, Planned, Reserved, Verified
+from isthmus.lab.seeds.engine import PaperEngine
+from isthmus.lab.seeds.forms import Rows
+from isthmus.lab.seeds.mix import Fault, Mix
+from isthmus.lab.seeds.watch import WatchedConsumer, WatchedSource
+from isthmus.lab.seeds.worker import Kinds
+from isthmus.lab.seeds.world import run_seed
+from isthmus.ownership import Evidence, Ledger, SourcePhase
+from isthmus.ownership.accounts import Assignment
+
+__all__ = ["CANARIES", "Canary", "Caught", "run_canary"]
+
+
+class _SaysYes:
+    """A producer whose word at the commit is taken for granted."""
+
+    def __init__(self, inner: Producer) -> None:
+        self._inner = inner
+
+    async def prefill(self, order: PrefillOrder) -> PrefillReply:
+        return await self._inner.prefill(order)
+
+    async def register(self, order: RegisterOrder) -> None:
+        await self._inner.register(order)
+
+    async def written(self, order: WrittenOrder) -> None:
+        await self._inner.written(order)
+
+    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
+        return ConfirmReply(epoch=order.epoch)
+
+    async def renew(self, order: RenewOrder) -> None:
+        await self._inner.renew(order)
+
+    async def abort(self, order: AbortOrder) -> None:
+        await self._inner.abort(order)
+
+
+class _InstallsUnasked(WatchedConsumer):
+    async def commit(self, verified: Verified, producer: Producer) -> Installed:
+        return await super().commit(verified, _SaysYes(producer))
+
+
+class _AsksBeforeCopy(_InstallsUnasked):
+    async def transfer(self, planned: Planned, producer: Producer) -> Arrived:
+        ownership = planned.offered.state.ownership
+        worker, incarnation = self.owner.worker, self.owner.incarnation
+        order = ConfirmOrder(
+            grant=ownership.grant, epoch=ownership.epoch, holder=worker, holder_incarnation=incarnation
+        )
+        await producer.confirm(order)
+        return await super().transfer(planned, producer)
+
+
+class _DecodesEarly(WatchedConsumer):
+    async def commit(self, verified: Verified, producer: Producer) -> Installed:
+        return Installed(verified=verified)
+
+
+class _NeverFinishes(WatchedConsumer):
+    def finish(self, reserved: Reserved) -> None:
+        pass
+
+
+class _ConfirmsAnything(WatchedSource):
+    def confirm(self, grant: GrantId, epoch: Epoch, holder: WorkerId, holder_incarnation: Incarnation) -> Epoch:
+        try:
+            return super().confirm(grant, epoch, holder, holder_incarnation)
+        except Rejected:
+            return epoch
+
+
+class _FreesInDoubt(WatchedSource):
+    def reap(self) -> int:
+        reaped = super().reap()
+        for row in self.snapshot():
+            if row["phase"] == SourcePhase.IN_DOUBT.value:
+                self.drained(HandoffId(str(row["handoff"])), Evidence.ACKNOWLEDGED)
+        return reaped
+
+
+class _NeverReaps(WatchedSource):
+    def reap(self) -> int:
+        return 0
+
+
+class _BelievesBytes(PaperEngine):
+    def check_arrived(self, arrived: Rows, offered: int) -> None:
+        pass
+
+
+class _StopsWithoutWaiting(PaperEngine):
+    async def stop_prefill(self, handoff: HandoffId) -> None:
+        pass
+
+    async def stop_decode(self, handoff: HandoffId) -> None:
+        pass
+
+
+class _CountsNoStaging(Ledger):
+    def try_reserve(
+        self, handoff: HandoffId, *, tenant: TenantId, blocks: int, staging_bytes: int
+    ) -> Assignment | None:
+        return super().try_reserve(handoff, tenant=tenant, blocks=blocks, staging_bytes=0)
+
+    def release_staging(self, epoch: Epoch) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """`rule` is what its absence must break, in one of `within` seeds. `only` draws worlds in which that can be."""
+
+    name: str
+    without: str
+    rule: str
+    kinds: Kinds
+    within: int = 100
+    only: Callable[[Mix], Mix] = lambda mix: mix
+
+
+def _faults(**rates: float) -> Callable[[Mix], Mix]:
+    """Worlds with these faults and no others."""
+    return lambda mix: replace(mix, rates={Fault(name): rate for name, rate in rates.items()})
+
+
+CANARIES: Final = (
+    Canary(
+        name="reassigned-block",
+        without="the owner's check of grant and epoch at the confirmation, and the digest of what arrived",
+        rule="I1",
+        kinds=Kinds(source=_ConfirmsAnything, engine=_BelievesBytes),
+        within=200,
+    ),
+    Canary(
+        name="flipped-byte",
+        without="the digest of what arrived",
+        rule="I1",
+        kinds=Kinds(engine=_BelievesBytes),
+        only=_faults(flip_bit=0.5),
+    ),
+    Canary(
+        name="torn-copy",
+        without="the digest of what arrived",
+        rule="I1",
+        kinds=Kinds(engine=_BelievesBytes),
+        only=_faults(tear=0.5),
+    ),
+    Canary(
+        name="ask-before-copy",
+        without="the confirmation after the last byte: it is asked for before the first",
+        rule="I1",
+        kinds=Kinds(consumer=_AsksBeforeCopy),
+    ),
+    Canary(name="install-unasked", without="the confirmation", rule="I1", kinds=Kinds(consumer=_InstallsUnasked)),
+    Canary(
+        name="stale-epoch",
+        without="the owner's check of grant and epoch at the confirmation",
+        rule="I1",
+        kinds=Kinds(source=_ConfirmsAnything),
+        within=500,
+    ),
+    Canary(
+        name="own-late-write",
+        without="waiting for our own engine before its blocks are freed",
+        rule="I2",
+        kinds=Kinds(engine=_StopsWithoutWaiting),
+        within=500,
+    ),
+    Canary(
+        name="quarantine",
+        without="the quarantine of what a reader of another tenant may still read",
+        rule="I7",
+        kinds=Kinds(source=_FreesInDoubt),
+        within=3000,
+    ),
+    Canary(name="reaper", without="the reaper of leases", rule="I8", kinds=Kinds(source=_NeverReaps), within=500),
+    Canary(name="release", without="the release after decode", rule="I8", kinds=Kinds(consumer=_NeverFinishes)),
+    Canary(name="early-decode", without="the commit before decode", rule="I9", kinds=Kinds(consumer=_DecodesEarly)),
+    Canary(name="staging", without="the count of staging bytes", rule="I10", kinds=Kinds(ledger=_CountsNoStaging)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caught:
+    """What became of a canary: the first seed that went red by the rule it is about, or None."""
+
+    canary: Canary
+    seed: int | None
+    seeds: int
+    violation: str
+
+
+def run_canary(canary: Canary) -> Caught:
+    """Seeds from 0 on, until the rule is broken or there are no more to try."""
+    for seed in range(canary.within):
+        outcome = run_seed(seed, canary.kinds, canary.only)
+        for violation in outcome.violations:
+            if violation.startswith(f"{canary.rule}:"):
+                return Caught(canary=canary, seed=seed, seeds=seed + 1, violation=violation)
+    return Caught(canary=canary, seed=None, seeds=canary.within, violation="")

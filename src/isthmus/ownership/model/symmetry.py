@@ -1,0 +1,163 @@
+"""Which states are one and the same: those that differ only by what requests, blocks or workers are called.
+
+Sound because nothing in a move depends on a name but for equality: every request of a tenant runs the same code with
+the same constants, blocks of a pool are alike, and so are workers of a role. So if one state can go wrong, its renamings
+can. The canonical form is a least renaming: requests of one tenant sorted by record, then the least among those that
+sort alike; each worker's slots sorted. Requests that have not begun or have ended are named nowhere, so that exchanging
+two of them changes nothing.
+"""
+
+from itertools import chain, permutations, product
+from typing import Final
+
+from isthmus.ownership.model.packing import HEAD_MASK, REQUEST_MASK, SLOT_MASK, Packing
+from isthmus.ownership.model.records import NOBODY, Slot
+
+__all__ = ["Symmetry"]
+
+_INDEX_BITS: Final = 4
+_INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
+_TENANT_FROM: Final = _INDEX_BITS + REQUEST_MASK.bit_length()
+
+Order = tuple[int, ...]
+"""`order[new]` is the old index of what is called `new` now."""
+
+
+class Symmetry:
+    """Canonical forms of packed states."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
+        scope = packing.scope
+        self._count, self._parts = scope.requests, scope.parts
+        tenants = [scope.tenant(index) for index in range(scope.requests)]
+        self._neighbours = [
+            (packing.request_shifts[index - 1], packing.request_shifts[index])
+            for index in range(1, scope.requests)
+            if tenants[index - 1] == tenants[index]
+        ]
+        self._tagged = [
+            (shift, tenants[index] << _TENANT_FROM | index) for index, shift in enumerate(packing.request_shifts)
+        ]
+        self._slot_shifts = tuple(shift for shifts in packing.slot_shifts for shift in shifts)
+        self._heads_mask = sum(HEAD_MASK << shift for shift in packing.head_shifts)
+        self._renamed: dict[Order, dict[int, int]] = {}
+        self._moved: dict[tuple[Order, Order, int], int] = {}
+        self._worker_orders = [
+            (one, other)
+            for one in permutations(range(scope.producers))
+            for other in permutations(range(scope.consumers))
+        ]
+
+    def canonical(self, state: int) -> int:
+        """The one that stands for all renamings of `state`."""
+        if len(self._worker_orders) == 1:
+            return self._requests_sorted(state)
+        return min(self._requests_sorted(self._workers_moved(state, *orders)) for orders in self._worker_orders)
+
+    # requests and slots
+
+    def _requests_sorted(self, state: int) -> int:
+        for shift, next_ in self._neighbours:
+            if state >> shift & REQUEST_MASK >= state >> next_ & REQUEST_MASK:
+                return self._sorted(state)
+        return self._slots_sorted(state)
+
+    def _slots_sorted(self, state: int) -> int:
+        for shifts in self._packing.slot_shifts:
+            if len(shifts) == 2:
+                low, high = shifts
+                one, other = state >> low & SLOT_MASK, state >> high & SLOT_MASK
+                if one > other:
+                    state += (other - one << low) + (one - other << high)
+            elif len(shifts) > 2:
+                numbers = [state >> shift & SLOT_MASK for shift in shifts]
+                for shift, before, after in zip(shifts, numbers, sorted(numbers), strict=True):
+                    state += after - before << shift
+        return state
+
+    def _sorted(self, state: int) -> int:
+        # One integer a request (tenant, record, index) sorts faster than a key function does.
+        keys = sorted([tag | (state >> shift & REQUEST_MASK) << _INDEX_BITS for shift, tag in self._tagged])
+        packed = state & self._heads_mask
+        tied = False
+        before = -1
+        for shift, key in zip(self._packing.request_shifts, keys, strict=True):
+            sort_key = key >> _INDEX_BITS
+            packed |= (sort_key & REQUEST_MASK) << shift
+            tied = tied or sort_key == before
+            before = sort_key
+        order = tuple([key & _INDEX_MASK for key in keys])
+        if tied:
+            groups = self._alike([key >> _INDEX_BITS for key in keys])
+            if groups:
+                choices = product(*(permutations(group) for group in groups))
+                orders = (tuple(order[index] for index in chain.from_iterable(choice)) for choice in choices)
+                return min(self._slots_sorted(packed | self._slots_renamed(each, state)) for each in orders)
+        return self._slots_sorted(packed | self._slots_renamed(order, state))
+
+    def _alike(self, sort_keys: list[int]) -> list[list[int]]:
+        """Positions of requests that are exactly alike, in groups; empty if all such are named nowhere."""
+        groups: list[list[int]] = [[0]]
+        tied = False
+        records = self._packing.requests.records
+        for index in range(1, self._count):
+            request = records[sort_keys[index] & REQUEST_MASK]
+            if sort_keys[index] == sort_keys[index - 1] and request.begun and not request.ended:
+                groups[-1].append(index)
+                tied = True
+            else:
+                groups.append([index])
+        return groups if tied else []
+
+    def _slots_renamed(self, order: Order, state: int) -> int:
+        """All slots of `state`, once requests are called otherwise."""
+        known = self._renamed.get(order)
+        if known is None:
+            known = self._renamed[order] = {}
+        slots = 0
+        for shift in self._slot_shifts:
+            number = state >> shift & SLOT_MASK
+            renamed = known.get(number)
+            if renamed is None:
+                renamed = known[number] = self._renaming(order, number)
+            slots |= renamed << shift
+        return slots
+
+    def _renaming(self, order: Order, number: int) -> int:
+        parts = self._parts
+        names = {old * parts + part: new * parts + part for new, old in enumerate(order) for part in range(parts)}
+        return self._packing.slots(_slot_renamed(self._packing.slots.records[number], names))
+
+    # workers
+
+    def _workers_moved(self, state: int, producers: Order, consumers: Order) -> int:
+        packing = self._packing
+        moved = 0
+        for shift in packing.request_shifts:
+            moved |= self._request_moved(producers, consumers, state >> shift & REQUEST_MASK) << shift
+        first = packing.scope.producers
+        for new, old in enumerate((*producers, *(first + old for old in consumers))):
+            moved |= (state >> packing.head_shifts[old] & HEAD_MASK) << packing.head_shifts[new]
+            for shift_old, shift_new in zip(packing.slot_shifts[old], packing.slot_shifts[new], strict=True):
+                moved |= (state >> shift_old & SLOT_MASK) << shift_new
+        return moved
+
+    def _request_moved(self, producers: Order, consumers: Order, number: int) -> int:
+        known = self._moved.get((producers, consumers, number))
+        if known is None:
+            request = self._packing.requests.records[number]
+            if request.begun and not request.ended:
+                request = request._replace(
+                    producer=producers.index(request.producer), consumer=consumers.index(request.consumer)
+                )
+            known = self._moved[producers, consumers, number] = self._packing.requests(request)
+        return known
+
+
+def _slot_renamed(slot: Slot, names: dict[int, int]) -> Slot:
+    owner = slot.owner if slot.owner == NOBODY else names[slot.owner]
+    staged = slot.staged if slot.staged == NOBODY else names[slot.staged]
+    first, second = (stamp if stamp <= 0 else names[stamp - 1] + 1 for stamp in slot.stamps)
+    pointers = sum(1 << new for old, new in names.items() if slot.pointers >> old & 1)
+    return slot._replace(owner=owner, staged=staged, stamps=(first, second), pointers=pointers)
