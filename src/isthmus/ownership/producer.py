@@ -244,9 +244,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
 
     def _refuse(self, handoff: HandoffId, holder: WorkerId, holder_incarnation: Incarnation) -> None:
         self._refuse_unwelcome(handoff, holder, holder_incarnation)
-        # Counted only once there are so many in all: one peer must not take the places of all the others.
-        crowded = len(self._records) >= self._of_peer_max
-        if crowded and sum(record.state.holder == holder for record in self._records.live()) >= self._of_peer_max:
+        if self._records.of_peer(holder) >= self._of_peer_max:  # one peer must not take the places of all others
             raise CapacityExceeded(
                 f"{holder} has {self._of_peer_max} hand-offs here already", field="holder", retry_after=RETRY_AFTER
             )

@@ -3,7 +3,7 @@
 A tombstone is a hand-off's last state, so that a repeated message gets its answer from the same `step`.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ import msgspec
 
 from isthmus.core.clock import Instant
 from isthmus.core.errors import Bug
-from isthmus.core.ids import HandoffId
+from isthmus.core.ids import HandoffId, WorkerId
 from isthmus.core.limits import HANDOFFS_LOGGED_MAX, MOMENTS_PER_HANDOFF_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
@@ -74,11 +74,16 @@ class Records(Generic[StateT]):
     def __init__(self, tombstones_max: int = TOMBSTONES_MAX) -> None:
         self._live: dict[HandoffId, Record[StateT]] = {}
         self._tombstones: OrderedDict[HandoffId, Record[StateT]] = OrderedDict()
+        self._of_peer: Counter[WorkerId] = Counter()
         self._tombstones_max = tombstones_max
         self._log: deque[Record[StateT]] = deque(maxlen=HANDOFFS_LOGGED_MAX)
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def of_peer(self, worker: WorkerId) -> int:
+        """How many live ones are with this peer."""
+        return self._of_peer[worker]
 
     def live(self) -> list[Record[StateT]]:
         """All live ones, as a list that stays as it is while their states change."""
@@ -92,6 +97,7 @@ class Records(Generic[StateT]):
         if self.find(handoff) is not None:
             raise Bug(f"hand-off {handoff} recorded twice", field="handoff")
         self._live[handoff] = record
+        self._of_peer[_peer(record.state)] += 1
 
     def find(self, handoff: HandoffId) -> Record[StateT] | None:
         """Live or ended; None if never known or forgotten."""
@@ -100,6 +106,10 @@ class Records(Generic[StateT]):
     def bury(self, handoff: HandoffId) -> list[StateT]:
         """A live one has ended. Returns the states of those forgotten to make room for its tombstone."""
         record = self._live.pop(handoff)
+        peer = _peer(record.state)
+        self._of_peer[peer] -= 1
+        if not self._of_peer[peer]:
+            del self._of_peer[peer]
         self._log.append(record)
         # The timeline stays with the log only: a tombstone is for answering, and there are many.
         self._tombstones[handoff] = Record(state=record.state, began=record.began)
@@ -107,3 +117,8 @@ class Records(Generic[StateT]):
         while len(self._tombstones) > self._tombstones_max:
             forgotten.append(self._tombstones.popitem(last=False)[1].state)
         return forgotten
+
+
+def _peer(state: SourceHandoff | DestinationHandoff) -> WorkerId:
+    """The other side."""
+    return state.holder if isinstance(state, SourceHandoff) else state.producer

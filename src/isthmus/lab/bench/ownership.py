@@ -140,6 +140,7 @@ class _Worker:
             lease=LEASE,
             transport=TransportKind.TCP,
             sole_tenant=TENANT,
+            of_peer_max=handoffs,
         )
         self.destination = DestinationOwner(
             ledger=ledgers[1],
