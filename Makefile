@@ -33,14 +33,14 @@ demo: model
 	$(BIN)/isthmus demo
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests fuzz
+	$(BIN)/ruff check src tests fuzz
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(READY)
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests fuzz
+	$(BIN)/ruff check --fix src tests fuzz
 
 test: check model
 	$(BIN)/python -m pytest -m "not engines and not llama_cpp"

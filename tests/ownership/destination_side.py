@@ -109,6 +109,8 @@ class Destination(Side[DestinationHandoff]):
         return [event for event in usual if getattr(event, "tenant", TENANT) == TENANT and self._of_its_part(event)]
 
     def _of_its_part(self, event: DestinationEvent) -> bool:
+        if self.pulls() and isinstance(event, WriteSeen | Written):
+            return False
         if isinstance(event, Confirmed):
             return event.epoch == EPOCHS[event.part]
         return not isinstance(event, Written) or event.grant == GRANTS[event.part]

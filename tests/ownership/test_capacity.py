@@ -36,7 +36,8 @@ class Desk:
             await asyncio.sleep(0)
 
     async def take(self, blocks: int, staging_bytes: int = 0) -> Assignment:
-        return await self.ask(blocks, staging_bytes)
+        async with asyncio.timeout(5):  # the clock stands still: a wait would never end
+            return await self.ask(blocks, staging_bytes)
 
 
 async def test_a_large_request_at_the_head_is_not_starved_by_small_ones() -> None:

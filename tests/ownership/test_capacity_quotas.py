@@ -46,23 +46,22 @@ class Pool:
             await asyncio.sleep(0)
 
     async def take(self, tenant: TenantId, blocks: int, staging_bytes: int = 0) -> Assignment:
-        return await self.ask(tenant, blocks, staging_bytes)
+        async with asyncio.timeout(5):  # the pool's clock stands still: a wait would never end
+            return await self.ask(tenant, blocks, staging_bytes)
 
     def give(self, assignment: Assignment) -> None:
         self.capacity.give_back(assignment, staging_bytes=0)
 
     async def order(self, asked: list[tuple[str, Asked]], in_use: list[Assignment]) -> str:
         """Names in the order in which they were served, as what is in use is given back, oldest first."""
-        served = ""
+        served: list[str] = []
         await self.settle()
+        for name, task in asked:
+            task.add_done_callback(lambda done, name=name: (served.append(name), in_use.append(done.result())))
         while in_use:
             self.give(in_use.pop(0))
             await self.settle()
-            for name, task in asked:
-                if task.done() and name not in served:
-                    served += name
-                    in_use.append(task.result())
-        return served
+        return "".join(served)
 
 
 async def test_what_is_guaranteed_is_kept_free_and_had_at_once() -> None:
@@ -142,6 +141,32 @@ async def test_a_tenant_that_was_idle_is_overtaken_by_one_request_of_each_other_
     assert served.index("X") <= 1
 
 
+async def test_a_tenant_that_comes_later_is_not_paid_for_the_time_before() -> None:
+    pool = Pool(1)
+    in_use = [await pool.take(C, 1)]
+    asked = [("abcdefgh"[i], pool.ask(A, 1)) for i in range(8)]
+    await pool.settle()
+    for _ in range(4):
+        pool.give(in_use.pop(0))
+        await pool.settle()
+        in_use.append(asked.pop(0)[1].result())
+    asked += [("wxyz"[i], pool.ask(B, 1)) for i in range(4)]
+    assert await pool.order(asked, in_use) == "wexfygzh"  # B's turn was never before, and from now on they alternate
+
+
+async def test_a_tenant_that_leaves_and_comes_back_is_not_forgiven_what_it_had() -> None:
+    pool = Pool(6)
+    in_use = [await pool.take(C, 6)]
+    large = pool.ask(A, 5)
+    asked = [("xyz"[i], pool.ask(B, 1)) for i in range(3)]
+    await pool.settle()
+    pool.give(in_use.pop(0))
+    await pool.settle()
+    in_use = [large.result(), asked.pop(0)[1].result()]
+    asked.append(("A", pool.ask(A, 1)))  # its lane was empty for a moment
+    assert await pool.order(asked, in_use) == "yzA"
+
+
 async def test_within_its_guarantee_a_tenant_passes_one_that_waits_and_takes_nothing_from_it() -> None:
     pool = Pool(quotas={B: Quota(blocks_min=3)})
     first = await pool.take(A, 5)
@@ -155,6 +180,18 @@ async def test_within_its_guarantee_a_tenant_passes_one_that_waits_and_takes_not
     await pool.settle()
     assert large.done()
     assert len(own) == 3
+
+
+async def test_who_passes_within_its_guarantee_does_not_hurry_time_on_for_the_others() -> None:
+    pool = Pool(quotas={B: Quota(blocks_min=3)})
+    in_use = [await pool.take(C, 7)]
+    asked = [("A", pool.ask(A, 6))]
+    await pool.settle()
+    for _ in range(3):
+        await pool.take(B, 1)
+    asked += [(name, pool.ask(TenantId("d"), 1)) for name in "xyz"]
+    asked += [("b", pool.ask(B, 1))]
+    assert await pool.order(asked, in_use) == "Axyzb"  # B has had three, and D none
 
 
 async def test_who_waits_for_staging_only_is_not_overtaken_for_it() -> None:
@@ -254,7 +291,8 @@ async def test_too_much_in_quarantine_refuses_all_new_and_those_that_wait_until_
     pool.capacity.look_again()
     for refused in (waiting, pool.ask(B, 1)):
         with pytest.raises(CapacityExceeded, match="quarantine: 5 of 10 blocks") as caught:
-            await refused
+            async with asyncio.timeout(5):
+                await refused
         assert (caught.value.field, caught.value.retry_after) == ("quarantine", RETRY_AFTER_MAX)
     pool.ledger.free(more.blocks, more.epoch, Evidence.PROCESS_EXITED)
     assert pool.capacity.unhealthy is None
@@ -290,9 +328,9 @@ async def test_when_to_ask_again_follows_from_how_fast_blocks_come_free() -> Non
 async def test_a_producers_want_waits_neither_behind_nor_for_a_consumers() -> None:
     pool = Pool(producer_blocks=2)
     await pool.take(A, 8)
-    waiting = pool.ask(A, 3)
+    waiting = pool.ask(A, 2)
     await pool.settle()
-    assert not waiting.done()
+    assert not waiting.done()  # two are free, and not for it
     first, second, third = (pool.ask(A, 1, side=Side.PRODUCER) for _ in range(3))
     await pool.settle()
     assert [first.done(), second.done(), third.done()] == [True, True, False]

@@ -102,8 +102,11 @@ class State:
         )
         admission = self.workers[need.worker]
         assert need.blocks <= admission.blocks_max(need.side, request.tenant), "a request that can never fit"
-        admission.add(want)
-        self.waiting[need.worker][want] = (i, request.asked)
+        if (assignment := admission.at_once(want)) is not None:
+            request.held[request.asked] = assignment
+        else:
+            admission.add(want)
+            self.waiting[need.worker][want] = (i, request.asked)
         request.asked += 1
         self._admit(need.worker)
 

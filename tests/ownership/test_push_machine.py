@@ -5,6 +5,7 @@ drained holds nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from tests.ownership.sides import LEASE, PEERS
 from tests.ownership.source_side import Source
 
 # The ordinary course goes several steps at a time, so that most hand-offs come far enough to be hurt.
-PROGRESS = st.lists(st.integers(0, 11), min_size=1, max_size=8)
+PROGRESS = st.lists(st.integers(0, 11), min_size=1, max_size=16)
 
 
 class Machine(RuleBasedStateMachine):
@@ -39,16 +40,23 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(mode=st.sampled_from(TriggerMode), transport=st.sampled_from(TransportKind), sole_tenant=st.booleans())
     def start(self, mode: TriggerMode, transport: TransportKind, sole_tenant: bool) -> None:
-        self.source = Source(mode, transport, sole_tenant=sole_tenant)
-        self.destination = Destination(mode, transport)
+        self.new_source = partial(Source, mode, transport, sole_tenant=sole_tenant)
+        self.new_destination = partial(Destination, mode, transport)
+        self.source, self.destination = self.new_source(), self.new_destination()
 
     @rule(choices=PROGRESS)
     def the_producer_goes_on(self, choices: list[int]) -> None:
+        if self.source.state.ended:
+            self.hold_nothing(self.source)
+            self.source = self.new_source()
         for choice in choices:
             self.one_of(self.source, self.source.ordinary(), choice)
 
     @rule(choices=PROGRESS)
     def the_consumer_goes_on(self, choices: list[int]) -> None:
+        if self.destination.state.ended:
+            self.hold_nothing(self.destination)
+            self.destination = self.new_destination()
         for choice in choices:
             self.one_of(self.destination, self.destination.ordinary(), choice)
 
@@ -83,13 +91,16 @@ class Machine(RuleBasedStateMachine):
         if possible:
             side.happen(possible[choice % len(possible)])
 
+    def hold_nothing(self, side: Source | Destination) -> None:
+        held = side.ledger.held()
+        assert held.blocks == held.staging_bytes == held.grants == held.active == 0, "I8: it holds something"
+
     def teardown(self) -> None:
         if hasattr(self, "source"):
             for side in (self.source, self.destination):
                 side.end()
-                held = side.ledger.held()
                 assert side.state.ended, "I8: a drained system still has a hand-off"
-                assert held.blocks == held.staging_bytes == held.grants == held.active == 0, "I8: it holds something"
+                self.hold_nothing(side)
 
 
 TestMachine = Machine.TestCase
@@ -167,7 +178,7 @@ def test_the_machine_comes_to_every_phase_of_either_side_in_every_mode() -> None
             seen[side.mode].add(f"{type(side).__name__} {side.state.phase}")
 
     search = settings(
-        max_examples=600, stateful_step_count=30, phases=[Phase.generate], database=None, derandomize=True
+        max_examples=1500, stateful_step_count=30, phases=[Phase.generate], database=None, derandomize=True
     )
     run_state_machine_as_test(Watched, settings=search)
     every = {f"Source {phase}" for phase in SourcePhase} | {f"Destination {phase}" for phase in DestinationPhase}

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.security.authority import Authority
+from tests.serve.conftest import reference, smollm2
+
+__all__ = ["authority", "reference", "smollm2", "strangers"]
 
 
 @pytest.fixture(scope="session")

@@ -67,17 +67,31 @@ def test_a_name_that_only_looks_like_loopback_is_none():
     ("text", "said"),
     [
         ("[" * 5000, "nested deeper"),
-        ("a: &x [1]\nb: *x\n", "alias"),
+        ("a: *x\n", "stands for nothing"),
+        ("a: &x [*x]\n", "stands for nothing"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+            "aliases",
+        ),
         ("a: " + "x" * (2 << 20), "larger"),
         ("when: 2001-99-99\n", "not YAML"),
         ("? {a: 1}\n: 2\n", "not YAML"),
         ("!!python/object/apply:os.system [id]", "not YAML"),
         ("\x00", "not YAML"),
     ],
-    ids=["deep", "alias", "large", "date", "key", "python", "zero"],
+    ids=["deep", "alias of nothing", "alias of itself", "billion laughs", "large", "date", "key", "python", "zero"],
 )
 def test_a_file_that_is_a_trap_is_refused_by_name(tmp_path, text, said):
     path = tmp_path / "deployment.yaml"
     path.write_text(text)
     with pytest.raises(ConfigInvalid, match=said):
         load_config(path)
+
+
+def test_a_file_may_use_aliases(tmp_path):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(
+        "served_model_name: &host 127.0.0.1\n"
+        "pools:\n- {name: a, role: prefill, host: *host}\n- {name: b, role: decode, host: *host}\n"
+    )
+    assert {pool.host for pool in load_config(path).pools} == {"127.0.0.1"}

@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class OwnerProcess:
-    """Handle on one `owner.py`."""
+    """Handle on one `owner.py`, or another program that answers lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "tests.transport.owner") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.transport.owner"],
+            [sys.executable, "-m", program],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """`isthmus serve`: the gateway, one worker, or a whole deployment, from one file."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Coroutine
@@ -119,7 +120,8 @@ def _start_logging() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    with contextlib.suppress(OSError):  # a full disk for logs must not keep a worker from starting anew
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _out(text: str) -> None:

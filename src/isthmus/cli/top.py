@@ -67,7 +67,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(title="Blocks", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Blocks", title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     states = ("total", "free", "reserved", "filling", "resident", "retained", "quarantined")
     for column in ("worker", "role", *states):
         table.add_column(column, justify="left" if column in ("worker", "role") else "right")

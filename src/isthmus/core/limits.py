@@ -14,6 +14,7 @@ __all__ = [
     "CONNECTIONS_PER_PEER_MAX",
     "CONTROL_FRAME_BYTES_MAX",
     "COPY_CHUNK_BYTES",
+    "FILE_WRITES_QUEUED_BYTES_MAX",
     "FRAME_MS_MAX",
     "GRANTS_PER_PEER_MAX",
     "GRANTS_PER_WORKER_MAX",
@@ -34,6 +35,7 @@ __all__ = [
     "LAYER_GROUPS_MAX",
     "MANIFEST_BYTES_MAX",
     "MESSAGES_PER_CHAT_MAX",
+    "MODEL_WALK_MOVES_MAX",
     "MOMENTS_PER_HANDOFF_MAX",
     "NAME_CHARS_MAX",
     "OFFER_BYTES_MAX",
@@ -61,6 +63,7 @@ __all__ = [
     "WRITE_MS_MAX",
     "YAML_BYTES_MAX",
     "YAML_DEPTH_MAX",
+    "YAML_NODES_MAX",
 ]
 
 # shapes
@@ -96,6 +99,7 @@ NAME_CHARS_MAX = 256
 CERTIFICATE_BYTES_MAX = 64 * KIB
 YAML_BYTES_MAX = 1 * MIB
 YAML_DEPTH_MAX = 64
+YAML_NODES_MAX = 1 << 18  # with aliases written out
 
 # serving
 HTTP_BODY_BYTES_MAX = 8 * MIB
@@ -113,6 +117,7 @@ TOMBSTONES_MAX = 16_384
 TENANTS_PER_POOL_MAX = 1024  # with quotas of their own
 TENANTS_REMEMBERED_MAX = 4096  # served while others wait
 INCARNATIONS_LOST_MAX = 16 * WORKERS_MAX
+FILE_WRITES_QUEUED_BYTES_MAX = 64 * MIB  # blocks on their way from memory to files
 INDEX_ENTRIES_MAX = 1 << 20
 INDEX_PAYLOAD_BYTES_MAX = 1 * GIB  # one payload is read whole, to be checked before any of it is used
 JOURNAL_FILE_BYTES_MAX = 64 * MIB
@@ -136,4 +141,5 @@ READ_MS_MAX = 600_000
 WRITE_MS_MAX = READ_MS_MAX
 
 # proving
+MODEL_WALK_MOVES_MAX = 10_000  # of one random walk; a hundred is usual
 SIMULATED_CALLBACKS_MAX = 400_000  # of one seed; a thousand is usual

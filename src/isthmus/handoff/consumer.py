@@ -34,6 +34,8 @@ CONFIRM_TRIES = 3
 
 VERDICTS_KEPT = 256
 
+TELL_PAUSE_MAX = Duration.of_seconds(30)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
@@ -105,6 +107,7 @@ class ConsumerSide:
         plans_or_refuse(self.judge(peer.identity, peer.representation))
         suffixes = reusable(peer.representation)  # whether what it fills can be offered from a token in its midst on
         names = self._reuse.names(request, peer.identity, peer.representation) if suffixes else ()
+        await self._reuse.bring_back(request, names)
         try:
             return await self._reserve_behind(self._reuse.here(request, names), placed, peer, names)
         except PrefixGone:
@@ -284,7 +287,13 @@ class ConsumerSide:
     def _keep(self, filled: Filled) -> None:
         """What is installed was verified: its whole blocks outlive the hand-off."""
         reserved = filled.reserved
-        self._reuse.keep(reserved.handoff, reserved.names, reserved.own_blocks, made_in_ms=filled.reply.prefill_ms)
+        self._reuse.keep(
+            reserved.handoff,
+            reserved.placed.request,
+            reserved.names,
+            reserved.own_blocks,
+            made_in_ms=filled.reply.prefill_ms,
+        )
 
     async def _confirm(self, order: ConfirmOrder, producer: Producer) -> ConfirmReply:
         for _ in range(CONFIRM_TRIES - 1):
@@ -326,7 +335,8 @@ class ConsumerSide:
             try:
                 await through(self._exposures.let_go(reserved.handoff))
             finally:
-                self._in_background(self._tell(producer, reserved.handoff))
+                self._in_background(self._tell(producer, reserved))
+                self._in_background(self._exposures.until_let_go(reserved.handoff))
             raise
 
     @asynccontextmanager
@@ -359,12 +369,22 @@ class ConsumerSide:
             except Rejected:
                 return  # the confirmation will meet the same refusal, and it is the one that decides
 
-    async def _tell(self, producer: Producer, handoff: HandoffId) -> None:
-        """Tell the producer; if this is lost, its lease runs out. Whatever it answers, see to the end of its access."""
-        order = AbortOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
-        with suppress(Rejected, Lost):  # it is gone, or knows nothing of it
-            await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
-        await self._exposures.until_let_go(handoff)
+    async def _tell(self, producer: Producer, reserved: Reserved) -> None:
+        """Tell the producer, again and again until it has heard or its life is over.
+
+        Where a pool serves many tenants the end of a lease frees nothing: it is our word that does, and what it never
+        hears of would stay in quarantine for as long as we live (I8).
+        """
+        placed = reserved.placed
+        order = AbortOrder(handoff=reserved.handoff, holder=self._worker, holder_incarnation=self._incarnation)
+        pause = self._deadlines.confirm
+        while True:
+            self._peer_of(placed.producer, placed.producer_incarnation)  # raises PeerLost once it is no member
+            try:
+                return await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
+            except Lost:
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, TELL_PAUSE_MAX)
 
     def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Do what nobody waits for; that a peer refuses or is lost is no news there."""

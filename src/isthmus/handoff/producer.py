@@ -78,6 +78,7 @@ class ProducerSide:
         if order.have_tokens > have_most:
             raise BadInput(f"have_tokens: got {order.have_tokens}, wanted at most {have_most}", field="have_tokens")
         names = self._reuse.names(order.request, self._engine.identity, self._engine.representation)
+        await self._reuse.bring_back(order.request, names)
         try:
             source = await self._reserve(handoff, order, self._reuse.here(order.request, names))
         except PrefixGone:
@@ -90,7 +91,9 @@ class ProducerSide:
             filled = await self._fill(handoff, order, prefix, source)
             self._owner.complete(handoff)
             digests = filled.token_digests[0] if filled.token_digests else ()
-            self._reuse.keep(handoff, names, source.blocks, token_digests=digests, made_in_ms=filled.prefill_ms)
+            self._reuse.keep(
+                handoff, order.request, names, source.blocks, token_digests=digests, made_in_ms=filled.prefill_ms
+            )
             if filled.finish_reason is not None:
                 left = self._owner.abort(handoff, "the answer ended with its first token: nobody needs the KV")
                 if left.phase is SourcePhase.DRAINING:

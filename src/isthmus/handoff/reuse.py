@@ -15,6 +15,7 @@ import msgspec
 
 from isthmus.core.errors import Unsupported
 from isthmus.core.ids import BlockId, Digest, HandoffId
+from isthmus.handoff.file_tier import FileTier
 from isthmus.handoff.request import Request
 from isthmus.ownership.prefix_cache import Pinned, PrefixCache
 from isthmus.ownership.prefix_hash import HASH_BYTES, block_hashes, prefix_root, tenant_salt
@@ -54,13 +55,21 @@ class Reuse:
         Unsupported: there is a cache, and prefixes of this representation cannot be reused.
     """
 
-    def __init__(self, own: KVRepresentation, cache: PrefixCache | None = None, *, secret: bytes = b"") -> None:
+    def __init__(
+        self,
+        own: KVRepresentation,
+        cache: PrefixCache | None = None,
+        *,
+        secret: bytes = b"",
+        files: FileTier | None = None,
+    ) -> None:
         if cache is not None and not reusable(own):
             raise Unsupported(
                 f"prefix_caching: groups {', '.join(group.kind for group in own.groups)} cannot go on behind a prefix",
                 field="prefix_caching",
             )
         self._cache = cache
+        self._files = files
         self._secret = secret
         self.block_size = own.groups[0].block_size
         self._forms: dict[KVRepresentation, bytes] = {}
@@ -74,11 +83,20 @@ class Reuse:
         parent = hashlib.blake2b(root, digest_size=HASH_BYTES, key=salt).digest()
         return block_hashes(request.token_ids, self.block_size, salt=salt, parent=parent)
 
+    async def bring_back(self, request: Request, names: tuple[bytes, ...]) -> None:
+        """Have what lies in files where it can be used. Whatever fails only means that more is to be computed."""
+        if self._cache is None or self._files is None:
+            return
+        usable = self._usable(request, names)
+        matched = self._cache.match(usable)
+        if matched < len(usable):
+            await self._files.promote(usable, matched, label=self._label(request), tenant=request.tenant_id())
+
     def here(self, request: Request, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Those from the first on that are here now, and may be used for this request."""
         if self._cache is None:
             return ()
-        usable = names[: (len(request.token_ids) - 1) // self.block_size]
+        usable = self._usable(request, names)
         return usable[: self._cache.match(usable)]
 
     def begun(self, handoff: HandoffId) -> Pinned:
@@ -92,6 +110,7 @@ class Reuse:
     def keep(
         self,
         handoff: HandoffId,
+        request: Request,
         names: tuple[bytes, ...],
         own_blocks: Sequence[BlockId],
         *,
@@ -110,8 +129,21 @@ class Reuse:
             for place in range(len(names) - first if token_digests else 0)
         ]
         self._cache.offer(
-            handoff, names, own_blocks, digests=digests, recompute_ms=made_in_ms / max(1, len(own_blocks))
+            handoff,
+            names,
+            own_blocks,
+            label=self._label(request),
+            digests=digests,
+            recompute_ms=made_in_ms / max(1, len(own_blocks)),
         )
+
+    def _usable(self, request: Request, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return names[: (len(request.token_ids) - 1) // self.block_size]
+
+    def _label(self, request: Request) -> bytes:
+        """Which tenant's a block is, for who has no names: no secret, and says nothing to who does not know the salt."""
+        salt = tenant_salt(self._secret, request.tenant_id())
+        return hashlib.blake2b(salt, digest_size=HASH_BYTES).digest()
 
     def _form(self, representation: KVRepresentation) -> bytes:
         """What rows say, whatever the place they lie in: layers, and each component's encoding."""

@@ -21,7 +21,7 @@ from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 
-__all__ = ["Engine", "KVReader", "KVWriter", "OnFilled", "Prefilled", "PrefixWriter", "Producer", "WatchFill"]
+__all__ = ["BlockStore", "Engine", "KVReader", "KVWriter", "OnFilled", "Prefilled", "PrefixWriter", "Producer", "WatchFill"]
 
 OnFilled = Callable[[int], None]
 """Told, on the event loop, that the KV of the first so many tokens is filled and will not change."""
@@ -84,6 +84,21 @@ class WatchFill(Protocol):
 
     def watch_fill(self, handoff: HandoffId, on_filled: OnFilled) -> None:
         """Call `on_filled` as the prefill of this hand-off, which begins next, goes on."""
+        ...
+
+
+class BlockStore(Engine, Protocol):
+    """An engine's blocks as bytes, to be kept elsewhere and brought back."""
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    def take_block(self, block: BlockId) -> bytes:
+        """A whole block as stored; nobody writes to it meanwhile."""
+        ...
+
+    def put_block(self, block: BlockId, data: bytes) -> None:
+        """Write a whole block that no step reads yet. From any thread."""
         ...
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from isthmus.core.ids import Digest
 from isthmus.kernels.mixing import SPLIT_A, SPLIT_B, signed, word_keys
 
-__all__ = ["fold", "row_digests", "tensor_digests"]
+__all__ = ["fold", "row_digests", "tensor_digests", "warm_up"]
 
 
 def row_digests(
@@ -50,6 +50,14 @@ def row_digests(
     return tensor_digests(
         raw, field_index=field_index, layers=layers, token_start=token_start, head_start=head_start, key=key
     )
+
+
+def warm_up(device: torch.device) -> None:
+    """Have ready what digests on `device` need. Loading what is compiled takes a second or more, and stops the other
+    threads of the process meanwhile: it is to happen before a worker is a member, not in its first request.
+    """
+    word = torch.zeros((1, 1, 1, 8), dtype=torch.uint8, device=device)
+    row_digests(word, field_index=0, layers=(0,), token_start=0, head_start=0)
 
 
 def fold(per_token: Tensor) -> Digest:

@@ -2,7 +2,8 @@
 
     protocol     pure: states, events, effects, `step` for either side, the table of drain evidence
     ledger       the only authority over one worker's blocks and staging
-    capacity     first come, first served admission to it
+    admission    who may have them next: quotas, fair turns, retained cache gives way
+    capacity     waiting for that, bounded and with deadlines
     producer     SourceOwner: a prefill worker's hand-offs
     consumer     DestinationOwner: a decode worker's hand-offs
     leases       renewal and the reaper

@@ -82,6 +82,12 @@ class Admission:
         """Where wants of this side wait."""
         return self._queues[0 if side is Side.PRODUCER else -1]
 
+    def at_once(self, want: Want) -> Assignment | None:
+        """What it wants, if nobody waits: there is nothing to be fair about then, and nothing to remember."""
+        if len(self.queue(want.side)) or self.quarantined_too_much or self._obstacle_after_reclaim(want) is not None:
+            return None
+        return self._take(want)
+
     def add(self, want: Want) -> None:
         self.queue(want.side).add(want, weight=self._quotas.of(want.tenant).weight)
 
@@ -93,7 +99,9 @@ class Admission:
         for queue in self._queues:
             while not self.quarantined_too_much and (found := self._next(queue)) is not None:
                 want, in_turn = found
-                yield want, self._take(queue, want, in_turn=in_turn)
+                assignment = self._take(want)
+                queue.admitted(want, in_turn=in_turn)
+                yield want, assignment
 
     @property
     def quarantined_too_much(self) -> bool:
@@ -144,13 +152,12 @@ class Admission:
             return self.obstacle(want)
         return obstacle
 
-    def _take(self, queue: FairQueue, want: Want, *, in_turn: bool) -> Assignment:
+    def _take(self, want: Want) -> Assignment:
         assignment = self._ledger.try_reserve(
             want.handoff, tenant=want.tenant, blocks=want.blocks, staging_bytes=want.staging_bytes
         )
         if assignment is None:
             raise Bug(f"hand-off {want.handoff}: the ledger has no room where admission found some", field="blocks")
-        queue.admitted(want, in_turn=in_turn)
         if self._apart(want.side):
             self._part.take(want.tenant, assignment)
         return assignment

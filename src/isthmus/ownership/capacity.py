@@ -106,6 +106,9 @@ class Capacity:
             raise Bug(f"a reservation of {blocks} blocks and {staging_bytes} staging bytes", field="blocks")
         want = Want(handoff=handoff, tenant=tenant, side=side, blocks=blocks, staging_bytes=staging_bytes)
         self._refuse_what_never_fits(want)
+        if (assignment := self._admission.at_once(want)) is not None:
+            self._free_before = self._ledger.available().blocks
+            return assignment
         answer = self._answers[want] = asyncio.get_running_loop().create_future()
         self._admission.add(want)
         self.look_again()

@@ -52,7 +52,7 @@ class IndexCounts:
 
 
 class DurableIndex:
-    """Payloads by key, at most `bytes_max` of them in all. Open it with `with`."""
+    """Payloads by key, at most `bytes_max` of them in all. Open it, or use it with `with`."""
 
     def __init__(
         self,
@@ -73,7 +73,16 @@ class DurableIndex:
         self._bytes = 0
 
     def __enter__(self) -> Self:
-        """Open, drop what is torn, adopt what is whole, and come within the bounds.
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Drop what is torn, adopt what is whole, and come within the bounds.
 
         Raises:
             ConfigInvalid: the folder cannot be used, or another process uses it.
@@ -90,11 +99,9 @@ class DurableIndex:
             raise ConfigInvalid(f"folder: {self._folder} is in use by another process", field="folder") from None
         self._rows = Rows(self._folder)
         self._recover()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the folder. In the thread that opened."""
         self._rows.close()
         os.close(self._lock)
 
@@ -105,6 +112,10 @@ class DurableIndex:
     def size_bytes(self) -> int:
         """Payload bytes held."""
         return self._bytes
+
+    def has(self, key: FileKey) -> bool:
+        """Whether there is a file for a key; whether it can be believed shows when it is read."""
+        return file_name(key) in self._entries
 
     def put(self, key: FileKey, payload: bytes, *, logical_digest: int, recompute_ms: float) -> bool:
         """Keep a payload; False where it is larger than everything that may be kept. One that is here already stays.

@@ -121,7 +121,7 @@ def read_file(path: Path) -> Stored:
     offset = start + int.from_bytes(data[len(_MAGIC) : start], "little")
     try:
         header = _decoder.decode(body[start:offset])
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Torn(f"{path.name}: {error}") from None
     if len(body) - offset != header.payload_bytes:
         raise Torn(f"{path.name}: {len(body) - offset} bytes of payload, wanted {header.payload_bytes}")

@@ -1,8 +1,10 @@
 """The production event log: every ownership event of one life of one worker, so that it can be replayed offline.
 
     file    magic "ISJOURN1", lost (8 bytes, rewritten in place), then frames
-    frame   length (4), chain (4), body; the first body is a `Header`, then `Entry`s, and `End` if the end was clean
-    chain   CRC-32 of the body, continued from the frame before: a frame removed or altered breaks it
+    frame   length (4), its check (4), chain (4), body; the first body is a `Header`, then come `Entry`s, and an `End`
+            if the end was clean
+    chain   CRC-32 of the body, continued from the frame before: a frame removed or altered breaks it. The length's
+            check continues it too, so that a torn frame is told from a broken length.
 
 Each event is one write(2) before anybody is answered, so `kill -9` loses nothing that a peer has been told; it may
 leave a torn last frame. Owns no rule: what the events may be is `step`'s to say (`trace.py` asks it). Never holds
@@ -16,33 +18,39 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import structlog
+from msgspec import Meta
 from msgspec.structs import replace
 
 from isthmus.core.clock import Instant
 from isthmus.core.ids import GrantId, HandoffId, Incarnation, TenantId, WorkerId
-from isthmus.core.limits import JOURNAL_FILE_BYTES_MAX, JOURNAL_FILES_PER_LIFE_MAX
+from isthmus.core.limits import BLOCKS_PER_POOL_MAX, JOURNAL_FILE_BYTES_MAX, JOURNAL_FILES_PER_LIFE_MAX
 from isthmus.ownership.protocol.events import (
     Confirm,
     DestinationEvent,
+    Expose,
     Publish,
     ReadSeen,
+    Register,
     Renew,
     SourceEvent,
     Submit,
+    WriteSeen,
+    Written,
 )
 from isthmus.ownership.side import Side
 
-__all__ = ["End", "Entry", "Header", "Journal", "JournalWriter", "Side", "clock_identity", "journal_path"]
+__all__ = ["End", "Entry", "Header", "Journal", "JournalWriter", "Side", "clock_identity", "framed", "journal_path"]
 
 log = structlog.get_logger(__name__)
 
 MAGIC = b"ISJOURN1"
 LOST = struct.Struct(">Q")
-FRAME = struct.Struct(">II")
+LENGTH = struct.Struct(">I")
+FRAME = struct.Struct(">III")
 FRAMES_START = len(MAGIC) + LOST.size
 VERSION = 1
 LOST_WRITTEN_EVERY = 1024
@@ -58,9 +66,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     worker: WorkerId
     incarnation: Incarnation
     sole_tenant: TenantId | None
-    num_blocks: int
-    block_bytes: int
-    staging_bytes: int
+    num_blocks: Annotated[int, Meta(ge=1, le=BLOCKS_PER_POOL_MAX)]
+    block_bytes: Annotated[int, Meta(ge=1)]
+    staging_bytes: Annotated[int, Meta(ge=0)]
     lease_ms: float
     clock: str
     began: Instant
@@ -122,7 +130,7 @@ class JournalWriter:
         if self.lost:
             self._lose()
             return
-        body = msgspec.Raw(self._encoder.encode(_without_grant(event)))
+        body = msgspec.Raw(self._encoder.encode(_without_grants(event)))
         self._append(Entry(at=at, handoff=handoff, event=type(event).__name__, body=body))
 
     def close(self, *, at: Instant, blocks_held: int) -> None:
@@ -146,8 +154,7 @@ class JournalWriter:
     def _write(self, body: bytes) -> None:
         if self.lost:
             return
-        chain = zlib.crc32(body, self._chain)
-        frame = FRAME.pack(len(body), chain) + body
+        frame, chain = framed(body, self._chain)
         try:
             if os.pwrite(self._fd, frame, self._size) != len(frame):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -203,6 +210,13 @@ class JournalWriter:
             return  # a file without its end and with a broken life is incomplete to `trace.py` all the same
 
 
+def framed(body: bytes, chain: int) -> tuple[bytes, int]:
+    """The frame of a body that follows `chain`, and the chain after it."""
+    length = len(body)
+    after = zlib.crc32(body, chain)
+    return FRAME.pack(length, zlib.crc32(LENGTH.pack(length), chain), after) + body, after
+
+
 def journal_path(folder: Path, header: Header) -> Path:
     """`decode-0.<incarnation>.<part>.journal`"""
     return folder / f"{header.worker}.{header.incarnation}.{header.part:04d}.journal"
@@ -218,8 +232,16 @@ def clock_identity() -> str:
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=16).hexdigest()
 
 
-def _without_grant(event: SourceEvent | DestinationEvent) -> SourceEvent | DestinationEvent:
+def _without_grants(event: SourceEvent | DestinationEvent) -> SourceEvent | DestinationEvent:
     """A grant opens KV to whoever knows it; its digest is as good for comparing."""
-    if isinstance(event, Publish | ReadSeen | Renew | Confirm | Submit):
-        return replace(event, grant=GrantId(hashlib.blake2b(event.grant.encode(), digest_size=16).hexdigest()))
-    return event
+    match event:
+        case Publish() | ReadSeen() | Renew() | Confirm() | Submit() | Register() | WriteSeen() | Written():
+            return replace(event, grant=_digest(event.grant))
+        case Expose():
+            return replace(event, grants=tuple(_digest(grant) for grant in event.grants))
+        case _:
+            return event
+
+
+def _digest(grant: GrantId) -> GrantId:
+    return GrantId(hashlib.blake2b(grant.encode(), digest_size=16).hexdigest())

@@ -15,7 +15,7 @@ Owns which blocks are retained. Refuses to know what names are made of (`prefix_
 else KV might lie (`residency`), and what a block is worth (`retention`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from isthmus.core.clock import Clock
@@ -27,7 +27,7 @@ from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.retention import HALF_LIFE, Entry, EvictionOrder, Retention
 
-__all__ = ["Pinned", "PrefixCache", "PrefixCounts", "PrefixGone"]
+__all__ = ["Evicted", "OnEvicted", "Pinned", "PrefixCache", "PrefixCounts", "PrefixGone"]
 
 
 class PrefixGone(Lost):
@@ -61,10 +61,25 @@ _NOTHING = Pinned()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """A block that is given up: its bytes are there until whoever is told of it returns. `label` is its tenant's."""
+
+    name: bytes
+    label: bytes
+    block: BlockId
+    digests: tuple[Digest, ...]
+    recompute_ms: float
+
+
+OnEvicted = Callable[[Evicted], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Offer:
     """What a hand-off's own blocks hold: block i is the prompt's whole block `first` + i."""
 
     names: tuple[bytes, ...]
+    label: bytes
     first: int
     blocks: tuple[BlockId, ...]
     digests: tuple[tuple[Digest, ...], ...]
@@ -76,6 +91,7 @@ class _Kept:
     """One retained block."""
 
     entry: Entry
+    label: bytes
     block: BlockId
     epoch: Epoch
     parent: bytes | None
@@ -108,6 +124,7 @@ class PrefixCache:
         self._offers: dict[HandoffId, _Offer] = {}
         self._coming: dict[HandoffId, tuple[_Offer, dict[BlockId, int]]] = {}
         self._evicting = False
+        self._on_evicted: list[OnEvicted] = []
         ledger.when_retained(self._retained)
 
     def __len__(self) -> int:
@@ -122,6 +139,10 @@ class PrefixCache:
     def row(self) -> dict[str, int]:
         """For people: what is here now, and what has happened so far."""
         return {"blocks": len(self), "pinned": self._blocks_pinned, **asdict(self.counts)}
+
+    def when_evicted(self, callback: OnEvicted) -> None:
+        """Call `callback` for each block that is given up, before anybody else can have it."""
+        self._on_evicted.append(callback)
 
     # a hand-off's beginning
 
@@ -183,6 +204,7 @@ class PrefixCache:
         names: Sequence[bytes],
         blocks: Sequence[BlockId],
         *,
+        label: bytes = b"",
         digests: Sequence[tuple[Digest, ...]] = (),
         recompute_ms: float,
     ) -> None:
@@ -195,6 +217,7 @@ class PrefixCache:
             raise Bug(f"{len(names)} names for {first} and {len(own)} blocks", field="blocks")
         self._offers[handoff] = _Offer(
             names=tuple(names),
+            label=label,
             first=first,
             blocks=own,
             digests=tuple(digests) or ((),) * len(own),
@@ -271,6 +294,7 @@ class PrefixCache:
             )
             kept = _Kept(
                 entry=entry,
+                label=offer.label,
                 block=assignment.blocks[0],
                 epoch=assignment.epoch,
                 parent=parent,
@@ -293,10 +317,24 @@ class PrefixCache:
                 parent.children -= 1
                 self._may_go(parent)
             given_up += 1
+            self._say(kept)
             self._ledger.unhold((kept.block,), kept.epoch, Count.RETENTION)
             self._ledger.free((kept.block,), kept.epoch, Evidence.OWN_WORK_ENDED)
         self._evicting = False
         return given_up
+
+    def _say(self, kept: _Kept) -> None:
+        if self._on_evicted:
+            entry = kept.entry
+            evicted = Evicted(
+                name=entry.key,
+                label=kept.label,
+                block=kept.block,
+                digests=kept.digests,
+                recompute_ms=entry.recompute_ms,
+            )
+            for callback in self._on_evicted:
+                callback(evicted)
 
     def _may_go(self, kept: _Kept) -> None:
         if not kept.pins and not kept.children:

@@ -12,9 +12,12 @@ from pathlib import Path
 import msgspec
 
 from isthmus.core.errors import BadInput
-from isthmus.ownership.journal import FRAME, FRAMES_START, LOST, MAGIC, VERSION, End, Entry, Header
+from isthmus.ownership.journal import FRAME, FRAMES_START, LENGTH, LOST, MAGIC, VERSION, End, Entry, Header
 
-__all__ = ["Life", "journals_in", "read_lives"]
+__all__ = ["UNREADABLE", "Life", "journals_in", "read_lives"]
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are none of ours."""
 
 _header_decoder = msgspec.msgpack.Decoder(Header)
 _entry_decoder = msgspec.msgpack.Decoder(Entry | End)
@@ -105,7 +108,7 @@ def _read(file: Path) -> Life | str:
         return f"{file.name}: ended before its header was written; {lost} events are lost"
     try:
         header = _header_decoder.decode(first)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         return f"{file.name}: its header is not one of version {VERSION}: {error}"
     life = Life(header=header, lost=lost)
     if lost:
@@ -113,7 +116,7 @@ def _read(file: Path) -> Life | str:
     for body in frames:
         try:
             entry = _entry_decoder.decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             life.faults.append(f"{file.name}: frame at byte {frames.at}: {error}")
             break
         if isinstance(entry, End):
@@ -142,7 +145,10 @@ class _Frames:
             if left < FRAME.size:
                 self.torn_bytes = left
                 return
-            length, chain = FRAME.unpack_from(self._data, self.at)
+            length, check, chain = FRAME.unpack_from(self._data, self.at)
+            if zlib.crc32(LENGTH.pack(length), self._chain) != check:
+                self.broken = True
+                return
             if left < FRAME.size + length:
                 self.torn_bytes = left
                 return

@@ -32,7 +32,7 @@ from isthmus.ownership.protocol.events import (
 )
 from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, SourceHandoff
 from isthmus.ownership.side import Side
-from isthmus.ownership.trace_files import Life
+from isthmus.ownership.trace_files import UNREADABLE, Life
 
 __all__ = ["Passed", "Replayed", "replay"]
 
@@ -87,7 +87,7 @@ def replay(life: Life) -> Replayed:
         replayed.events += 1
         try:
             replayer.take(entry)
-        except (Bug, msgspec.MsgspecError) as error:
+        except (Bug, *UNREADABLE) as error:
             replayed.faults.append(f"event {replayed.events}, {entry.event} of {entry.handoff[:8]}: {error}")
             return replayed
     replayer.finish()
@@ -132,6 +132,8 @@ class _Replayer:
     def _reserve(self, entry: Entry, event: ReserveSource | ReserveDestination) -> None:
         if entry.handoff in self._replayed.handoffs or event.handoff != entry.handoff:
             raise Bug("a hand-off's id is used once")
+        if len(set(event.blocks)) != len(event.blocks):
+            raise Bug("a block is assigned to it twice")
         for block in event.blocks:
             holder = self._holders.get(block)
             if holder is not None:

@@ -22,6 +22,7 @@ from isthmus.core.errors import (
     CapacityExceeded,
     FrameInvalid,
     IsthmusError,
+    ManifestInvalid,
     NotAuthorised,
     PeerLost,
     error_named,
@@ -39,6 +40,7 @@ from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.serve.messages import LARGE, Failure, Message
 from isthmus.serve.running import report_bug
+from isthmus.serve.versions import PROTOCOL_VERSION, Conversation
 from isthmus.transport.tls import HANDSHAKE_FAILED, Proof, Tls
 
 __all__ = ["Channel", "accepting", "connect"]
@@ -58,14 +60,27 @@ class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     message: Message
 
 
+class _Unread(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A frame of a version that is not ours, or not known yet."""
+
+    kind: int
+    id: int
+    message: msgspec.Raw
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Frame)
+_unread_decoder = msgspec.msgpack.Decoder(_Unread)
 
 
-def decode_frame(body: bytes) -> _Frame:
-    """A frame without its length. Raises FrameInvalid."""
+def decode_frame(body: bytes, conversation: Conversation | None = None) -> _Frame:
+    """A frame without its length. Raises FrameInvalid; ManifestInvalid where it greets in no version of ours."""
     try:
-        frame = _decoder.decode(body)
+        if conversation is None or conversation.current:
+            frame = _decoder.decode(body)
+        else:
+            unread = _unread_decoder.decode(body)
+            frame = _Frame(unread.kind, unread.id, conversation.read(unread.message))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameInvalid(f"frame: {error}", field="frame") from error
     if len(body) > CONTROL_FRAME_BYTES_MAX and not isinstance(frame.message, LARGE):
@@ -106,6 +121,7 @@ class Channel:
         self.heard_at: Instant = clock.now()
         self.peer = ""
         self.greeted = False
+        self.conversation = Conversation()
 
     @property
     def closed(self) -> bool:
@@ -203,7 +219,11 @@ class Channel:
             raise FrameInvalid(f"frame: {length} bytes, wanted at most {bound}", field="frame")
         body = await self._reader.readexactly(length)
         self.heard_at = self._clock.now()
-        return decode_frame(body), length
+        try:
+            return decode_frame(body, self.conversation), length
+        except ManifestInvalid as error:  # who speaks no version of ours is told which those are
+            self._answer(_unread_decoder.decode(body).id, _failure_of(error))
+            raise FrameInvalid(str(error), field=error.field) from error
 
     def _dispatch(self, frame: _Frame, size: int) -> None:
         if frame.kind == _POST:
@@ -258,7 +278,10 @@ class Channel:
     def _write(self, kind: int, id_: int, message: Message) -> None:
         if self._closed is not None:
             raise self._lost()
-        body = _encoder.encode(_Frame(kind, id_, message))
+        if self.conversation.current:
+            body = _encoder.encode(_Frame(kind, id_, message))
+        else:
+            body = _encoder.encode(_Unread(kind, id_, msgspec.Raw(self.conversation.written(message))))
         bound = OFFER_BYTES_MAX if isinstance(message, LARGE) else CONTROL_FRAME_BYTES_MAX
         if len(body) > bound:
             raise FrameInvalid(
@@ -284,8 +307,9 @@ async def connect(
     peer: str,
     deadline: Duration,
     tls: Tls | None = None,
+    version: int = PROTOCOL_VERSION,
 ) -> Channel:
-    """Open a channel to `peer`. The caller runs it.
+    """Open a channel to `peer`, which speaks `version`. The caller runs it.
 
     Raises:
         PeerLost: nobody listens there in time, or not with TLS.
@@ -302,6 +326,7 @@ async def connect(
         raise PeerLost(f"{peer} at {host}:{port}: {error.strerror or error}", field="channel") from error
     channel = Channel(reader, writer, clock, handler=handler, posted=posted)
     channel.peer, channel.greeted = peer, True  # it was we who chose whom to call
+    channel.conversation.version = version
     try:
         channel.prove(tls, peer)
     except NotAuthorised:

@@ -24,6 +24,7 @@ from isthmus.core.limits import NAME_CHARS_MAX, REQUESTS_IN_FLIGHT_MAX, WORKERS_
 from isthmus.core.units import GIB
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.launch.yaml_text import check_bounds
+from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.serve.admission_config import AdmissionConfig, QuotaConfig
 from isthmus.serve.tls import GATEWAY, TlsConfig, TlsSetting, is_loopback
 
@@ -79,12 +80,17 @@ class PrefixCachingConfig(_Config):
 
     What is kept gives way to requests. `retention` is `lru`, `lfu`, or `cost` (time to compute again for its bytes,
     times expected reuse); a use counts half as much after each `half_life_ms`. `blocks_max`: by default the whole pool.
+
+    `files_folder`: blocks that are given up lie there from then on, `files_bytes_max` of each worker, and outlive it. They
+    are the tenants' KV, readable to this user only.
     """
 
     enabled: bool = False
     retention: Literal["lru", "lfu", "cost"] = "lru"
     half_life_ms: Milliseconds = 300_000
     blocks_max: Annotated[int, Field(ge=1)] | None = None
+    files_folder: Path | None = None
+    files_bytes_max: Annotated[int, Field(ge=1)] = 16 * GIB
 
 
 class PoolConfig(EmbeddedConfig):
@@ -133,13 +139,18 @@ class PoolConfig(EmbeddedConfig):
 
 
 class ServeConfig(_Config):
-    """A deployment."""
+    """A deployment.
+
+    `handoff_mode` says who moves KV and when: `pull`, decode reads once prefill has filled; `push`, prefill writes
+    what it has filled into memory that decode has registered; `send`, it writes while it still fills.
+    """
 
     model: Path | None = None
     served_model_name: str | None = None
     gateway: GatewayConfig = GatewayConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     lease_ms: Annotated[int, Field(ge=100, le=3_600_000)] = 10_000
+    handoff_mode: TriggerMode = TriggerMode.PULL
     journal: Path | None = None
     tls: TlsSetting = None
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
@@ -208,7 +219,7 @@ def load_config(path: Path) -> ServeConfig:
     except UnicodeDecodeError as error:
         raise ConfigInvalid(f"{path}: not UTF-8: {error.reason} at byte {error.start}", field="config") from None
     try:
-        check_bounds(path, data, field="config")
+        check_bounds(path, data, field="config", aliases=True)
         raw = yaml.safe_load(text)
     except BadInput as error:
         raise ConfigInvalid(str(error), field=error.field) from None
@@ -259,7 +270,7 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping at a location may have."""
     kind: type[BaseModel] = ServeConfig
     if location[0] == "pools" and len(location) > 2:
-        inner = {"prefix_caching": PrefixCachingConfig, "admission": AdmissionConfig}
+        inner: dict[str, type[BaseModel]] = {"prefix_caching": PrefixCachingConfig, "admission": AdmissionConfig}
         kind = inner.get(str(location[2]), PoolConfig) if len(location) > 3 else PoolConfig
         kind = QuotaConfig if kind is AdmissionConfig and len(location) > 4 else kind
     elif location[0] == "tls":

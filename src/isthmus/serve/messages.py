@@ -25,6 +25,7 @@ from isthmus.handoff.request import Request, TokenId
 from isthmus.serve.processes import ProcessIdentity
 from isthmus.state.assumption import Assumption
 from isthmus.state.identity import Identity
+from isthmus.state.manifest import SCHEMA_VERSION, SCHEMA_VERSIONS_SPOKEN
 from isthmus.state.runtime_kv_state import KVRepresentation
 from isthmus.state.structs import Name, Token, WireStruct
 from isthmus.transport.base import Endpoint
@@ -54,7 +55,10 @@ Text = Annotated[str, Meta(max_length=4096)]
 
 
 class Member(WireStruct, frozen=True, kw_only=True):
-    """A worker as the registry knows it: one life, what it holds, where it is reached, and by what it reads."""
+    """A worker as the registry knows it: one life, what it holds, where it is reached, and by what it reads.
+
+    `endpoints` is where its KV can be read, `imports` where KV can be written to it.
+    """
 
     worker: Name
     incarnation: Token
@@ -67,6 +71,8 @@ class Member(WireStruct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
     port: Port
     endpoints: Annotated[tuple[Endpoint, ...], Meta(max_length=TP_SIZE_MAX)]
+    imports: Annotated[tuple[Endpoint, ...], Meta(max_length=TP_SIZE_MAX)] = ()
+    schema_versions: Annotated[tuple[int, ...], Meta(min_length=1, max_length=16)] = SCHEMA_VERSIONS_SPOKEN
     transports: Annotated[tuple[Name, ...], Meta(max_length=TP_SIZE_MAX)]
 
 
@@ -99,12 +105,13 @@ class Fenced(WireStruct, frozen=True, kw_only=True, tag="fenced"):
 
 
 class PeerHello(WireStruct, frozen=True, kw_only=True, tag="peer_hello"):
-    """A consumer introduces itself to a producer, and says which life of it it means."""
+    """A consumer introduces itself to a producer, says which life of it it means, and which version it will speak."""
 
     worker: Name
     incarnation: Token
     to: Name
     to_incarnation: Token
+    version: int = SCHEMA_VERSION
 
 
 class Pulse(WireStruct, frozen=True, kw_only=True, tag="pulse"):

@@ -15,8 +15,9 @@ from isthmus.state.structs import WireStruct
 
 __all__ = ["SCHEMA_VERSION", "SCHEMA_VERSIONS_SPOKEN", "decode_manifest", "encode_manifest", "negotiate_version"]
 
-SCHEMA_VERSION = 2
-SCHEMA_VERSIONS_SPOKEN = (2,)
+SCHEMA_VERSION = 3
+SCHEMA_VERSIONS_SPOKEN = (2, 3)
+"""Version 2 differs in one thing: its grants are the random half of ours."""
 
 
 _NAMED = re.compile(r"Object .* field `(?P<field>.*)`$|(?P<required>\w[\w., ]*): got ")
@@ -49,13 +50,13 @@ def negotiate_version(peer_versions: Iterable[int]) -> int:
     return max(common)
 
 
-def encode_manifest(state: RuntimeKVState) -> bytes:
-    """The manifest of a state, at most `MANIFEST_BYTES_MAX` bytes.
+def encode_manifest(state: RuntimeKVState, version: int = SCHEMA_VERSION) -> bytes:
+    """The manifest of a state, at most `MANIFEST_BYTES_MAX` bytes. `state` is as `version` can say it.
 
     Raises:
         ManifestInvalid: it would be larger.
     """
-    encoded = _encoder.encode(_Envelope(schema_version=SCHEMA_VERSION, state=msgspec.Raw(_encoder.encode(state))))
+    encoded = _encoder.encode(_Envelope(schema_version=version, state=msgspec.Raw(_encoder.encode(state))))
     _bound(len(encoded))
     return encoded
 

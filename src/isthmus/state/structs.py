@@ -15,8 +15,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """A 128-bit id, as `core.clock.Clock.token` mints it."""
 
-GrantToken = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-"""A grant, as `ownership.capability.mint` makes it: a 128-bit id and the tag that binds it to what it is for."""
+GrantToken = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}(?:[0-9a-f]{32})?\Z")]
+"""A grant, as `ownership.capability.mint` makes it: a 128-bit id and the tag that binds it to what it is for. A peer of
+schema version 2 makes the id alone.
+"""
 
 
 class WireStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,6 +3,8 @@
 import cyclopts
 
 from isthmus.cli.verify.chaos import chaos
+from isthmus.cli.verify.model import model
+from isthmus.cli.verify.protocol import protocol
 from isthmus.cli.verify.seeds import replay, seeds
 from isthmus.cli.verify.trace import trace
 
@@ -11,7 +13,9 @@ __all__ = ["verify"]
 verify = cyclopts.App(
     name="verify", help="Prove the ownership protocol: model check, seeded simulation, chaos, trace validation."
 )
+verify.command(model)
 verify.command(chaos)
 verify.command(trace)
 verify.command(seeds)
 verify.command(replay)
+verify.command(protocol)

@@ -1,4 +1,4 @@
-"""`isthmus verify seeds`: the seeded simulation of hand-offs and ownership, in virtual time, with all kinds of faults."""
+"""`isthmus verify seeds`: the seeded simulation of hand-offs and ownership, in virtual time, with every fault."""
 
 import json
 import sys

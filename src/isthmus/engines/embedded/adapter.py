@@ -28,6 +28,7 @@ from isthmus.handoff.request import Request
 from isthmus.handoff.seams import OnFilled, Prefilled
 from isthmus.kernels.binding import bind
 from isthmus.kernels.report import Verified
+from isthmus.kernels.torch_digest import warm_up
 from isthmus.kernels.torch_execute import execute
 from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
@@ -65,6 +66,7 @@ class EmbeddedKV:
             ConfigInvalid, Unsupported: as `EmbeddedEngine.create`.
         """
         engine = EmbeddedEngine.create(config) if allocate is None else EmbeddedEngine.create(config, allocate=allocate)
+        warm_up(engine.pool.device)
         return cls(engine, SystemClock())
 
     @property
@@ -87,7 +89,15 @@ class EmbeddedKV:
     @property
     def block_bytes(self) -> int:
         """What one block takes, over all regions."""
-        return sum(region.shape.outer * region.shape.block_bytes for region in self._engine.pool.regions)
+        return self._engine.pool.block_bytes
+
+    def take_block(self, block: BlockId) -> bytes:
+        """As `BlockStore.take_block`."""
+        return self._engine.pool.take_block(block)
+
+    def put_block(self, block: BlockId, data: bytes) -> None:
+        """As `BlockStore.put_block`."""
+        self._engine.pool.put_block(block, data)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

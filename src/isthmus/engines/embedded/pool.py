@@ -133,6 +133,29 @@ class PagedPool:
         layers = [self.read_encoded(layer, blocks).fields for layer in range(self.group.num_layers)]
         return EncodedRows(fields={name: torch.stack([rows[name][:length] for rows in layers]) for name in self._views})
 
+    @property
+    def block_bytes(self) -> int:
+        """What one block takes, over all regions."""
+        return sum(region.shape.outer * region.shape.block_bytes for region in self.regions)
+
+    def take_block(self, block: int) -> bytes:
+        """A whole block as stored, region by region."""
+        return b"".join(self._block(region, block).cpu().contiguous().numpy().tobytes() for region in self.regions)
+
+    def put_block(self, block: int, data: bytes) -> None:
+        """What `take_block` gave, of this pool or of one of the same representation."""
+        if len(data) != self.block_bytes:
+            raise Unsupported(f"block: {len(data)} bytes, wanted {self.block_bytes}", field="block")
+        start = 0
+        for region in self.regions:
+            view = self._block(region, block)
+            part = torch.frombuffer(bytearray(data[start : start + view.numel()]), dtype=torch.uint8)
+            view.copy_(part.view(view.shape))
+            start += view.numel()
+
+    def _block(self, region: PoolRegion, block: int) -> Tensor:
+        return region.data.view(region.shape.outer, self.num_blocks, region.shape.block_bytes)[:, block]
+
     def _gather(self, name: str, layer: int, blocks: Tensor) -> Tensor:
         shards = [view.words[layer].index_select(0, blocks).flatten(0, 1) for view in self._views[name]]
         words = shards[0] if len(shards) == 1 else torch.cat(shards, dim=1)

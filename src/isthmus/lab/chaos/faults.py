@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from isthmus.core.clock import Clock
+from isthmus.core.clock import Clock, after
 from isthmus.core.units import Duration
 from isthmus.lab.chaos.chance import Chance
 from isthmus.lab.chaos.fleet import Fleet
@@ -35,7 +35,8 @@ class Faults:
         self.dealt: Counter[str] = Counter()
 
     async def deal(self, *, sigkills: int, sigstops: int, duration: Duration) -> None:
-        """Returns when the last has been dealt and has passed."""
+        """Returns when the time is up, the last has been dealt, and it has passed."""
+        end = after(self._clock.now(), duration)
         left = {"sigkill": sigkills, "sigstop": sigstops}
         pause = duration / max(1, sigkills + sigstops)
         while any(left.values()):
@@ -49,6 +50,7 @@ class Faults:
             spent = Duration(self._clock.now() - start)
             if spent < pause:
                 await self._clock.sleep(Duration(pause.ns - spent.ns))
+        await self._clock.sleep(Duration(max(0, end - self._clock.now())))
         if self._lasting:
             await asyncio.wait(self._lasting)
 

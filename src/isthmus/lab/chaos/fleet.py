@@ -15,10 +15,9 @@ import httpx
 from isthmus.core.clock import Clock, Instant
 from isthmus.core.errors import DeadlineExceeded
 from isthmus.core.units import Duration
-from isthmus.lab.chaos.forks import Forks
 from isthmus.lab.chaos.member import FENCED_STATUS
 from isthmus.lab.chaos.shapes import Shape
-from isthmus.serve.launcher import Child, Deployment
+from isthmus.serve.launcher import Child, Deployment, Spawn
 
 __all__ = ["Cause", "Death", "Fleet", "Freeze"]
 
@@ -71,25 +70,19 @@ class _Member:
 
 
 class Fleet:
-    """A deployment of forked members. Use as an async context manager."""
+    """A deployment of members that `spawn` starts. Use as an async context manager."""
 
-    def __init__(self, shape: Shape, forks: Forks, log_folder: Path, clock: Clock) -> None:
-        self.shape = shape
-        self.deployment = Deployment(
-            shape.config, shape.path, log_folder, clock, spawn=forks.spawner(shape.environment)
-        )
+    def __init__(self, shape: Shape, spawn: Spawn, log_folder: Path, clock: Clock) -> None:
+        self.names = shape.names
+        self.deployment = Deployment(shape.config, shape.path, log_folder, clock, spawn=spawn)
         self.deaths: list[Death] = []
         self.freezes: list[Freeze] = []
         self.quarantined_max = 0
         self._clock = clock
-        self._members = {name: _Member() for name in self.names}
+        self._members = {name: _Member() for name in shape.names}
         self._ending = False
         self._client = httpx.AsyncClient(base_url=self.deployment.url, timeout=ANSWER_WITHIN_SECONDS)
         self._poll: asyncio.Task[None] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return ["gateway", *(str(worker) for worker, _ in self.shape.config.workers())]
 
     async def __aenter__(self) -> Self:
         await self.deployment.__aenter__()

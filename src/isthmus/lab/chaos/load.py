@@ -71,12 +71,20 @@ class Load:
     """`concurrency` clients, each with one request at a time, from `start` to `stop`."""
 
     def __init__(
-        self, url: str, references: Sequence[Reference], clock: Clock, chance: Chance, *, concurrency: int
+        self,
+        url: str,
+        references: Sequence[Reference],
+        clock: Clock,
+        chance: Chance,
+        *,
+        concurrency: int,
+        answered_within: Duration = ANSWERED_WITHIN,
     ) -> None:
         self._references = references
         self._clock = clock
         self._chance = chance
         self._concurrency = concurrency
+        self._answered_within = answered_within
         self._client = httpx.AsyncClient(
             base_url=url, timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
         )
@@ -139,7 +147,7 @@ class Load:
     async def _outcome(self, body: dict[str, Any], heard: _Heard, hang_up_after: int | None) -> tuple[Ending, str]:
         work = self._stream(body, heard, hang_up_after) if body["stream"] else self._whole(body, heard)
         try:
-            await within(self._clock, ANSWERED_WITHIN, work, "request")
+            await within(self._clock, self._answered_within, work, "request")
         except _HungUp:
             return Ending.HUNG_UP, ""
         except DeadlineExceeded as error:

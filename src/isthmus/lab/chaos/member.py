@@ -4,6 +4,7 @@ Only the end differs: a worker that finds itself fenced exits with `FENCED_STATU
 image, and whoever started it starts it anew. A fork shares its memory with others, so there is no image to become.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -48,5 +49,7 @@ def _serve(name: str, config_path: Path) -> None:
 
 
 def _said(error: IsthmusError, status: int) -> int:
-    sys.stderr.write(f"isthmus: {error.code}: {error}\n")
+    with contextlib.suppress(OSError):  # the disk that the log is on may be full
+        sys.stderr.write(f"isthmus: {error.code}: {error}\n")
+        sys.stderr.flush()
     return status

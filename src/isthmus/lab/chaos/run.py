@@ -1,10 +1,11 @@
 """One chaos run, top to bottom: prepare, start, load, faults, heal, look into every ledger, stop, read the journals."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -74,9 +75,19 @@ async def run_chaos(order: ChaosOrder, folder: Path, cache: Path, say: Say) -> C
 
 
 async def run_deployment(
-    order: ChaosOrder, folder: Path, model: Path, references: Sequence[Reference], forks: Forks, say: Say
+    order: ChaosOrder,
+    folder: Path,
+    model: Path,
+    references: Sequence[Reference],
+    forks: Forks,
+    say: Say,
+    *,
+    environment: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> ChaosRun:
-    """One deployment from its start to its clean end, with load and faults between."""
+    """One deployment from its start to its clean end, with load and faults between.
+
+    `environment` is what single members find in theirs, besides the shape's.
+    """
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         disk = await stack.enter_async_context(TinyDisk(folder / "full", folder / "starved"))
@@ -88,7 +99,9 @@ async def run_deployment(
             link.name: await stack.enter_async_context(FaultProxy(link.listens, link.target, clock))
             for link in shape.links
         }
-        fleet = await stack.enter_async_context(Fleet(shape, forks, _log_folder(folder, full_disk), clock))
+        everyone = {name: {**shape.environment.get(name, {}), **environment.get(name, {})} for name in shape.names}
+        spawn = forks.spawner(everyone)
+        fleet = await stack.enter_async_context(Fleet(shape, spawn, _log_folder(folder, full_disk), clock))
         say(f"started: {', '.join(fleet.names)}")
         run = await _under_load(order, folder, fleet, links, references, clock, say)
     (folder / "run.json").write_bytes(msgspec.json.encode(run, enc_hook=str))

@@ -46,6 +46,11 @@ class Shape:
     links: tuple[Link, ...]
     environment: dict[str, dict[str, str]]
 
+    @property
+    def names(self) -> list[str]:
+        """Every member's name, the gateway's first."""
+        return ["gateway", *(str(worker) for worker, _ in self.config.workers())]
+
 
 def shape_of(model: Path, folder: Path, *, heads: int, full_disk: Path | None) -> Shape:
     """Write the file; `heads` is the model's number of KV heads. One member's journal goes to `full_disk`, if any."""

@@ -16,16 +16,22 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from isthmus.core.errors import Bug
+from isthmus.lab.chaos.member import run_member
 
 __all__ = ["serve"]
 
 PR_SET_PDEATHSIG = 1
 
 
-def serve() -> None:
+Run = Callable[[str, Path], int]
+"""What a member runs: its name and the deployment's file to its exit status."""
+
+
+def serve(run: Run) -> None:
     """Fork what is asked for on stdin, and tell of every end on stdout; until stdin closes."""
     _warm_up()
     threads = len(os.listdir("/proc/self/task"))
@@ -49,30 +55,33 @@ def serve() -> None:
                 return
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                _start(json.loads(line))
+                _start(json.loads(line), run)
 
 
 def _warm_up() -> None:
-    """Import what any member needs; run nothing of it."""
+    """Import what any member needs, and load what is compiled; nothing of it starts a thread."""
+    import torch
     import transformers  # noqa: F401
     import uvicorn  # noqa: F401
     from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
     import isthmus.engines.embedded.adapter
-    import isthmus.lab.chaos.member
     import isthmus.serve.gateway.main
     import isthmus.serve.worker.main  # noqa: F401
+    from isthmus.kernels.torch_digest import warm_up
+
+    warm_up(torch.device("cpu"))
 
 
-def _start(order: dict[str, object]) -> None:
+def _start(order: dict[str, object], run: Run) -> None:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become(order, parent)
+        _become(order, parent, run)
     _tell({"id": order["id"], "pid": pid})
 
 
-def _become(order: dict[str, object], parent: int) -> None:
+def _become(order: dict[str, object], parent: int, run: Run) -> None:
     """Never returns: the child is a member from here on."""
     status = 1
     try:
@@ -89,9 +98,7 @@ def _become(order: dict[str, object], parent: int) -> None:
         environment = order["environment"]
         if isinstance(environment, dict):
             os.environ.update(environment)
-        from isthmus.lab.chaos.member import run_member
-
-        status = run_member(str(order["name"]), Path(str(order["config"])))
+        status = run(str(order["name"]), Path(str(order["config"])))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -116,4 +123,4 @@ def _tell(what: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(run_member)

@@ -20,6 +20,7 @@ from isthmus.handoff.orders import (
     RenewOrder,
     WrittenOrder,
 )
+from isthmus.handoff.producer import ProducerSide
 from isthmus.handoff.seams import Producer
 from isthmus.handoff.stages import Arrived, Installed, Planned, Reserved, Verified
 from isthmus.lab.seeds.engine import PaperEngine
@@ -28,8 +29,10 @@ from isthmus.lab.seeds.mix import Fault, Mix
 from isthmus.lab.seeds.watch import WatchedConsumer, WatchedSource
 from isthmus.lab.seeds.worker import Kinds
 from isthmus.lab.seeds.world import run_seed
-from isthmus.ownership import Evidence, Ledger, SourcePhase
+from isthmus.lab.seeds.writes import Image, OneSidedImporter
+from isthmus.ownership import Evidence, Ledger, SourcePhase, TransportKind
 from isthmus.ownership.accounts import Assignment
+from isthmus.ownership.protocol.states import TriggerMode
 
 __all__ = ["CANARIES", "Canary", "Caught", "run_canary"]
 
@@ -102,9 +105,9 @@ class _FreesInDoubt(WatchedSource):
         return reaped
 
 
-class _NeverReaps(WatchedSource):
-    def reap(self) -> int:
-        return 0
+class _HearsNoAbort(ProducerSide):
+    async def abort(self, order: AbortOrder) -> None:
+        pass
 
 
 class _BelievesBytes(PaperEngine):
@@ -118,6 +121,11 @@ class _StopsWithoutWaiting(PaperEngine):
 
     async def stop_decode(self, handoff: HandoffId) -> None:
         pass
+
+
+class _SealsAtOnce(OneSidedImporter):
+    def mapped(self, image: Image) -> bool:
+        return False
 
 
 class _CountsNoStaging(Ledger):
@@ -142,9 +150,29 @@ class Canary:
     only: Callable[[Mix], Mix] = lambda mix: mix
 
 
-def _faults(**rates: float) -> Callable[[Mix], Mix]:
+def _faults(mode: TriggerMode = TriggerMode.PULL, **rates: float) -> Callable[[Mix], Mix]:
     """Worlds with these faults and no others."""
-    return lambda mix: replace(mix, rates={Fault(name): rate for name, rate in rates.items()})
+    return lambda mix: replace(mix, mode=mode, rates={Fault(name): rate for name, rate in rates.items()})
+
+
+def _slow_strangers(mode: TriggerMode) -> Callable[[Mix], Mix]:
+    """Worlds of two tenants and small pools, in which whoever copies by itself is stopped in the midst of it."""
+
+    def change(mix: Mix) -> Mix:
+        prompts = tuple(replace(prompt, tenant=f"tenant-{index % 2}") for index, prompt in enumerate(mix.prompts))
+        rates = {Fault.PAUSE: 3.0, Fault.DROP_REQUEST: 0.1, Fault.DELAY: 0.1}
+        return replace(
+            mix,
+            mode=mode,
+            transport=TransportKind.SHM,
+            sole_tenant=False,
+            chunk_bytes=64,
+            producers=mix.producers[:1],
+            prompts=prompts,
+            rates=rates,
+        )
+
+    return change
 
 
 CANARIES: Final = (
@@ -195,9 +223,31 @@ CANARIES: Final = (
         without="the quarantine of what a reader of another tenant may still read",
         rule="I7",
         kinds=Kinds(source=_FreesInDoubt),
-        within=3000,
+        within=500,
+        only=_slow_strangers(TriggerMode.PULL),
     ),
-    Canary(name="reaper", without="the reaper of leases", rule="I8", kinds=Kinds(source=_NeverReaps), within=500),
+    Canary(
+        name="late-write",
+        without="waiting for a writer to let go of an image before that is said to be closed",
+        rule="I2",
+        kinds=Kinds(importer=_SealsAtOnce),
+        within=500,
+        only=_slow_strangers(TriggerMode.PUSH),
+    ),
+    Canary(
+        name="flipped-byte-pushed",
+        without="the digest of what was written",
+        rule="I1",
+        kinds=Kinds(engine=_BelievesBytes),
+        only=_faults(TriggerMode.SEND, flip_bit=0.5),
+    ),
+    Canary(
+        name="abandon",
+        without="the consumer's word that it has given up",
+        rule="I8",
+        kinds=Kinds(producer=_HearsNoAbort),
+        within=200,
+    ),
     Canary(name="release", without="the release after decode", rule="I8", kinds=Kinds(consumer=_NeverFinishes)),
     Canary(name="early-decode", without="the commit before decode", rule="I9", kinds=Kinds(consumer=_DecodesEarly)),
     Canary(name="staging", without="the count of staging bytes", rule="I10", kinds=Kinds(ledger=_CountsNoStaging)),

@@ -19,7 +19,7 @@ from isthmus.core.ids import BlockId, HandoffId, RegionId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import settle
 from isthmus.handoff.request import Request
-from isthmus.handoff.seams import Prefilled
+from isthmus.handoff.seams import OnFilled, Prefilled
 from isthmus.kernels.report import Verified
 from isthmus.lab.seeds.forms import IDENTITY, Form, Rows, converted, decode, digest, encode, table, verdict
 from isthmus.lab.seeds.paper import TOKENS_MAX, Values, history, kv, next_token
@@ -73,6 +73,7 @@ class PaperEngine:
         self._pace = pace
         self._touches = touches
         self._work: dict[HandoffId, _Work] = {}
+        self._watching: dict[HandoffId, OnFilled] = {}
         self._own = verdict(form, form).plans[0]
         self._table = table(self._own, num_blocks, producer=True)
         regions = [region for shard in self._own.producer_shards for region in shard.regions]
@@ -135,6 +136,10 @@ class PaperEngine:
             raise TransferFailed(f"hand-off {handoff}: its prefill was stopped", field="handoff")
         return filled
 
+    def watch_fill(self, handoff: HandoffId, on_filled: OnFilled) -> None:
+        """As `WatchFill.watch_fill`."""
+        self._watching[handoff] = on_filled
+
     async def stop_prefill(self, handoff: HandoffId) -> None:
         """As `KVWriter.stop_prefill`."""
         await self._stop(handoff)
@@ -149,6 +154,8 @@ class PaperEngine:
                 await self._clock.sleep(self._pace.step)
                 values = kv(numbers[start : start + self._pace.prefill_tokens])
                 filled.append(self.write(handoff, blocks, start, values))
+                if handoff in self._watching:
+                    self._watching[handoff](start + values.shape[2])
                 if work.stop:
                     return None
             token = next_token(self.read(blocks, len(numbers)), request.sampled)
@@ -161,6 +168,7 @@ class PaperEngine:
             )
         finally:
             del self._work[handoff]
+            self._watching.pop(handoff, None)
 
     # the consumer's side
 

@@ -15,10 +15,12 @@ from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.waiting import within
 from isthmus.handoff.request import Request, Sampling
 from isthmus.lab.seeds.clocks import SkewedClock
+from isthmus.lab.seeds.decode import Consumer
 from isthmus.lab.seeds.mix import Fault, Prompt
 from isthmus.lab.seeds.network import Body, Life, Station
 from isthmus.lab.seeds.paper import answer
-from isthmus.lab.seeds.worker import Common, Consumer, Member, Producer, Worker
+from isthmus.lab.seeds.prefill import Producer
+from isthmus.lab.seeds.worker import Common, Worker
 from isthmus.ownership import TransportKind
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
@@ -85,21 +87,15 @@ class Gateway(Station):
             worker.shut_out.add(over.life)
         self.members[worker.name] = worker
         for member in list(self.members.values()):
-            if isinstance(worker, Producer) and isinstance(member, Consumer):
+            if type(member) is not type(worker):
                 self._announce(worker, member)
-            elif isinstance(worker, Consumer) and isinstance(member, Producer):
                 self._announce(member, worker)
 
-    def _announce(self, producer: Producer, consumer: Consumer) -> None:
+    def _announce(self, worker: Worker, to: Worker) -> None:
         delay = self._delay()
-        if self._hit(Fault.STALE_VIEW, consumer):
+        if self._hit(Fault.STALE_VIEW, to):
             delay += int(self._common.mix.lease.ns * self._chance.between(1, 4))
-        member = producer.member()
-        self._common.loop.call_in_of(consumer.process, delay, self._seen, consumer, member)
-
-    def _seen(self, consumer: Consumer, member: Member) -> None:
-        if member.life not in consumer.shut_out:
-            consumer.view[member.life[0]] = member
+        self._common.loop.call_in_of(to.process, delay, to.seen, worker.member())
 
     def fence(self, worker: Worker, reason: str) -> None:
         """A life is declared over, for good."""
@@ -142,10 +138,10 @@ class Gateway(Station):
         for over in dead:
             for member in list(self.members.values()):
                 self._common.loop.call_in_of(member.process, self._delay(), self._told, member, over)
-        for consumer in list(self.members.values()):
-            for producer in list(self.members.values()):
-                if isinstance(consumer, Consumer) and isinstance(producer, Producer):
-                    self._announce(producer, consumer)
+        for worker in list(self.members.values()):
+            for other in list(self.members.values()):
+                if type(worker) is not type(other):
+                    self._announce(worker, other)
 
     # requests
 

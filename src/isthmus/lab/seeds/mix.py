@@ -13,6 +13,7 @@ from isthmus.lab.seeds.engine import Pace
 from isthmus.lab.seeds.forms import FORMS, Form
 from isthmus.lab.seeds.loop import Order
 from isthmus.ownership.protocol.drain import TransportKind
+from isthmus.ownership.protocol.states import TriggerMode
 
 __all__ = ["PROCESS_FAULTS", "Fault", "Mix", "Prompt", "draw_mix"]
 
@@ -28,11 +29,12 @@ class Fault(enum.StrEnum):
     SLOW_RENEWAL = "slow_renewal"
     LOST_NOTICE = "lost_notice"  # that a life is over: until the world heals
     STALE_VIEW = "stale_view"  # of who is a member: a restarted worker goes by its old incarnation and endpoint
-    # of a read
+    # of a copy, by whoever makes it
     FLIP_BIT = "flip_bit"
     TEAR = "tear"
     DROP_READ = "drop_read"
     DELAY_READ = "delay_read"
+    LATE_WRITE = "late_write"  # after its answer a writer writes again
     # of a process, or of the way between two
     CRASH = "crash"
     CRASH_AT_AWAIT = "crash_at_await"
@@ -70,13 +72,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """One seed's world. `rates`: of messages and copies, the share that is hit; of process faults, how many there are."""
+    """One seed's world. `rates`: of messages and copies, the share that is hit; of process faults, how many."""
 
     lease: Duration
     latency: Duration
     pace: Pace
     order: Order
     transport: TransportKind
+    mode: TriggerMode
     sole_tenant: bool
     skewed: bool
     producers: tuple[Form, ...]
@@ -110,7 +113,8 @@ def draw_mix(chance: Chance) -> Mix:
             convert_tokens=chance.pick((4, 20)),
         ),
         order=chance.pick(tuple(Order)),
-        transport=chance.pick(tuple(_TRANSPORTS)),
+        transport=chance.pick(_TRANSPORTS),
+        mode=chance.pick(_MODES),
         sole_tenant=tenants == 1 and chance.happens(0.6),
         skewed=chance.happens(0.5),
         producers=tuple(chance.pick(forms) for _ in range(chance.pick((1, 1, 2, 3)))),
@@ -125,6 +129,7 @@ def draw_mix(chance: Chance) -> Mix:
     )
 
 
+_MODES = (TriggerMode.PULL, TriggerMode.PULL, TriggerMode.PUSH, TriggerMode.SEND)
 _TRANSPORTS = (TransportKind.MEMORY, TransportKind.SHM, TransportKind.SHM, TransportKind.TCP)
 
 
@@ -137,7 +142,7 @@ def _prompts(chance: Chance, tenants: int, faulty: Duration) -> tuple[Prompt, ..
             max_tokens=chance.pick((1, 2, 3, 6)),
             arrives=faulty * chance.share(),
         )
-        for _ in range(chance.pick((2, 2, 3, 3, 4, 6)))
+        for _ in range(chance.pick((2, 2, 2, 3, 3, 5)))
     )
 
 

@@ -235,19 +235,19 @@ class Network:
             delay += int(self._mix.lease.ns * self._chance.between(0.1, 2))
         else:
             delay = self._in_order(sender, to, delay)
-        self._loop.call_in_of(self._loop.world, delay, self._arrive, sender, to, number, data, answer)
+        self._send(delay, sender, to, number, data, answer)
         if self._hit(Fault.DUPLICATE, sender, what, number):
             later = delay + int(self._mix.lease.ns * self._chance.between(0, 1))
-            self._loop.call_in_of(self._loop.world, later, self._arrive, sender, to, number, data, answer)
+            self._send(later, sender, to, number, data, answer)
 
-    def _arrive(self, sender: Life, to: Life, number: int, data: bytes, answer: bool) -> None:
+    def _send(self, delay: int, sender: Life, to: Life, number: int, data: bytes, answer: bool) -> None:
+        """On its way to a process; should that end meanwhile, who waits for it hears of that end (`gone`)."""
         station = self._stations.get(to[0])
-        if station is None or station.process.dead or station.life != to:
+        if station is not None and station.life == to and not station.process.dead:
+            self._loop.call_in_of(station.process, delay, station.arrive, sender, number, data, answer)
+        elif not answer:
             # Whoever has the name now is greeted as the life that was meant, and refuses (`serve.messages.PeerHello`).
-            if not answer:
-                self._refuse(sender, to)
-            return
-        self._loop.call_in_of(station.process, 0, station.arrive, sender, number, data, answer)
+            self._refuse(sender, to)
 
     def _refuse(self, sender: Life, to: Life) -> None:
         caller = self._stations.get(sender[0])

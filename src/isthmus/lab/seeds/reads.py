@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isthmus.core.clock import Chance, Clock
-from isthmus.core.errors import IsthmusError, PeerLost, Unsupported
+from isthmus.core.errors import IsthmusError, PeerLost
 from isthmus.core.ids import BlockId, GrantId, RegionId
 from isthmus.core.units import ByteCount, Duration
 from isthmus.core.waiting import within
@@ -19,10 +19,10 @@ from isthmus.lab.seeds.mix import Fault, Mix
 from isthmus.lab.seeds.network import Life
 from isthmus.lab.seeds.transcript import Transcript
 from isthmus.transport import faulty
-from isthmus.transport.base import BlockRead, Endpoint, Guard, Lender, MemoryEndpoint, Reader
+from isthmus.transport.base import BlockRead, Endpoint, Guard, Lender, Reader
 from isthmus.transport.blocks import check_shapes, check_staging, chunks_of, copy_chunk
 
-__all__ = ["Export", "OneSidedReader", "ServedReader", "read_faults"]
+__all__ = ["Export", "OneSidedReader", "ServedReader", "copy_faults", "watched", "write_faults"]
 
 Copied = Callable[[GrantId, Sequence[BlockId]], None]
 """Told of blocks that are copied under a grant, at that moment."""
@@ -49,13 +49,13 @@ class Export:
 
 
 class _Reader:
-    """What both ways share. `exports` is by key of endpoint, and belongs to the world."""
+    """What both ways share. `exports` is by endpoint, and belongs to the world."""
 
     def __init__(
         self,
         loop: VirtualLoop,
         clock: Clock,
-        exports: Mapping[str, Export],
+        exports: Mapping[Endpoint, Export],
         life: Life,
         chunk_bytes: int,
         step: Duration,
@@ -68,16 +68,14 @@ class _Reader:
         self._step = step
 
     def can_reach(self, endpoint: Endpoint) -> bool:
-        return isinstance(endpoint, MemoryEndpoint)
+        return endpoint in self._exports
 
     async def read(
         self, request: BlockRead, endpoint: Endpoint, into: Mapping[RegionId, memoryview], deadline: Duration
     ) -> ByteCount:
-        if not isinstance(endpoint, MemoryEndpoint):
-            raise Unsupported("endpoint: not of this world", field="endpoint")
-        export = self._exports.get(endpoint.key)
+        export = self._exports.get(endpoint)
         if export is None:
-            raise PeerLost("endpoint: nobody exports under this key", field="endpoint")
+            raise PeerLost("endpoint: nobody exports there", field="endpoint")
         staging = check_staging(request, into)
         check_shapes(request, export.lender.regions, export.lender.num_blocks)
         return await within(self._clock, deadline, self._read(request, export, staging), "read")
@@ -164,10 +162,10 @@ _KINDS: dict[Fault, faulty.FaultKind] = {
 }
 
 
-def read_faults(
+def copy_faults(
     mix: Mix, chance: Chance, clock: Clock, transcript: Transcript, who: str, healed: Callable[[], bool]
 ) -> Iterator[faulty.Fault | None]:
-    """What goes wrong with each read, as `transport.faulty` does it."""
+    """What goes wrong with each copy, as `transport.faulty` does it."""
     schedules = {
         fault: faulty.draw_faults(clock, [kind], one_in=1, delay=mix.lease * chance.between(0.2, 2))
         for fault, kind in _KINDS.items()
@@ -182,6 +180,18 @@ def read_faults(
         else:
             transcript.fault(hit, who)
             yield next(schedules[hit])
+
+
+def write_faults(
+    mix: Mix, chance: Chance, clock: Clock, transcript: Transcript, who: str, healed: Callable[[], bool]
+) -> Iterator[faulty.WriteFault | None]:
+    """The same for writes; and some writers write again after their end."""
+    for fault in copy_faults(mix, chance, clock, transcript, who, healed):
+        if fault is None and not healed() and chance.happens(mix.rate(Fault.LATE_WRITE)):
+            transcript.fault(Fault.LATE_WRITE, who)
+            yield faulty.LateWrite(duration=mix.lease * chance.between(0.05, 2))
+        else:
+            yield fault
 
 
 def watched(reader: Reader, began: Callable[[int], None], ended: Callable[[BlockRead, int], None]) -> Reader:

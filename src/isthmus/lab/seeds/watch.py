@@ -27,7 +27,7 @@ from isthmus.lab.seeds.transcript import Transcript
 from isthmus.ownership import DestinationOwner, DestinationPhase, Ledger, LogicalOutcome, SourceOwner
 from isthmus.ownership.journal import Side
 from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
-from isthmus.ownership.protocol.states import SourceHandoff
+from isthmus.ownership.protocol.states import SourceHandoff, TriggerMode
 from isthmus.portability.verdict import Verdict
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
@@ -56,6 +56,7 @@ class Watch:
         self._grants: dict[GrantId, _Grant] = {}
         self._tenants: dict[HandoffId, TenantId] = {}
         self._staged: dict[Ledger, int] = {}
+        self._withdrawn: set[GrantId] = set()
         self.installs = 0
         self.handoffs = 0
 
@@ -121,6 +122,19 @@ class Watch:
 
         return look
 
+    def withdrawn(self, ledger: Ledger) -> Callable[[GrantId, int], None]:
+        """For an importer to call when the end of a producer's access is proven."""
+
+        def look(grant: GrantId, size: int) -> None:
+            self._staged[ledger] -= size
+            self._withdrawn.add(grant)
+
+        return look
+
+    def late_write(self, grant: GrantId) -> None:
+        """For a transport to call when it writes into an image that is said to be closed."""
+        self._transcript.violated("I2", "an image is written after its writer was proven to have no access")
+
     def read_ended(self, ledger: Ledger) -> Callable[[BlockRead, int], None]:
         def look(request: BlockRead, size: int) -> None:
             self._staged[ledger] -= size
@@ -137,14 +151,24 @@ class Watch:
         offered = installed.verified.arrived.planned.offered
         reserved = offered.filled.reserved
         self.installs += 1
-        self._check_commit(offered.state.ownership.grant_id(), owner, reserved.handoff)
+        if owner.state(reserved.handoff).mode is TriggerMode.PULL:
+            self._check_pull(offered.state.ownership.grant_id(), owner, reserved.handoff)
+        else:
+            self._check_push(owner, reserved.handoff)
         token_ids = reserved.placed.request.token_ids
         found = engine.read(reserved.blocks, len(token_ids))
         if not np.array_equal(found, kv(history(token_ids))):
             self._transcript.violated("I1", f"hand-off {reserved.handoff}: what is installed is not the reference's KV")
         ledger.check_in_full()
 
-    def _check_commit(self, grant: GrantId, owner: DestinationOwner, handoff: HandoffId) -> None:
+    def _check_push(self, owner: DestinationOwner, handoff: HandoffId) -> None:
+        state = owner.state(handoff)
+        if any(part.grant not in self._withdrawn for part in state.parts):
+            self._transcript.violated("I1", f"hand-off {handoff} is installed while its producer may still write")
+        if state.tenant != self._tenants.get(handoff):
+            self._transcript.violated("I7", f"hand-off {handoff} of {state.tenant} is installed from another's")
+
+    def _check_pull(self, grant: GrantId, owner: DestinationOwner, handoff: HandoffId) -> None:
         known, state = self._grants.get(grant), owner.state(handoff)
         if known is None:
             self._transcript.violated("I1", f"hand-off {handoff} is installed from a grant that nobody made")

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from isthmus.core.clock import Chance
-from isthmus.core.errors import Bug, DeadlineExceeded
+from isthmus.core.errors import DeadlineExceeded
 from isthmus.core.ids import WorkerId
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
 from isthmus.lab.seeds.clocks import SkewedClock
+from isthmus.lab.seeds.decode import Consumer
 from isthmus.lab.seeds.engine import image_bytes
 from isthmus.lab.seeds.faults import Faults
 from isthmus.lab.seeds.gateway import ATTEMPT_LEASES, ATTEMPTS_MAX, Gateway
@@ -19,9 +20,10 @@ from isthmus.lab.seeds.loop import Process, VirtualLoop
 from isthmus.lab.seeds.mix import Mix, Prompt, draw_mix
 from isthmus.lab.seeds.network import Network
 from isthmus.lab.seeds.paper import answer
+from isthmus.lab.seeds.prefill import Producer
 from isthmus.lab.seeds.transcript import Transcript
 from isthmus.lab.seeds.watch import Watch
-from isthmus.lab.seeds.worker import Common, Consumer, Kinds, Producer, Worker
+from isthmus.lab.seeds.worker import Common, Kinds, Worker
 from isthmus.transport.memory import MemoryHub
 
 __all__ = ["Outcome", "World", "run_seed"]
@@ -66,6 +68,7 @@ class World:
             watch=Watch(self.loop, self.transcript),
             hub=MemoryHub(self.clock),
             exports={},
+            imports={},
             kinds=kinds,
         )
         self.gateway = Gateway(self.common, chance.fork())
@@ -99,8 +102,7 @@ class World:
             return
         self.loop.kill(worker.process)
         self.transcript.note(worker.name, "is dead", worker.life[1][:8])
-        if isinstance(worker, Producer):
-            self.common.hub.remove(worker.key)
+        self.common.hub.remove(worker.key)
         self.network.gone(worker.life)
 
     def restart(self, worker: Worker) -> None:
@@ -196,7 +198,9 @@ class World:
         return [self.loop.world, self.gateway.process, *(worker.process for worker in self.workers)]
 
     def unseen(self) -> None:
-        """Exceptions that nobody has looked at."""
+        """Exceptions that nobody has looked at. A run that was halted has left some that somebody would have."""
+        if self.transcript.violations:
+            return
         for problem in self.loop.unhandled:
             self.transcript.violated("unhandled", problem)
         for process in self.processes():
@@ -232,8 +236,8 @@ def run_seed(seed: int, kinds: Kinds | None = None, change: Callable[[Mix], Mix]
         world = World(seed, kinds or Kinds(), change)
         try:
             world.loop.run(world.run())
-        except Bug as bug:
-            world.transcript.violated("Bug", str(bug))
+        except Exception as error:  # whatever it is, it is this seed's finding, and the next one runs
+            world.transcript.violated(type(error).__name__, str(error))
         world.unseen()
         violations = tuple(world.transcript.violations)
         world.transcript.close()

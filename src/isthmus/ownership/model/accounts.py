@@ -6,6 +6,7 @@ reaches only blocks that are assigned to who asked for it, and counts end once a
 
 from isthmus.ownership.accounts import BlockState
 from isthmus.ownership.model.records import EMPTY, NOBODY, Slot, Worker
+from isthmus.ownership.model.scope import Scope
 from isthmus.ownership.model.violations import Violation
 from isthmus.ownership.protocol.effects import (
     BeginUse,
@@ -20,7 +21,7 @@ from isthmus.ownership.protocol.effects import (
     ReleaseStaging,
 )
 
-__all__ = ["assign", "execute", "owned", "point", "staged", "tidy", "with_slot"]
+__all__ = ["assign", "execute", "owned", "point", "staged", "takeable", "tidy", "with_slot"]
 
 _ON_BLOCKS = (
     MarkFilling,
@@ -51,23 +52,29 @@ def with_slot(worker: Worker, index: int, slot: Slot) -> Worker:
     return worker._replace(slots=(*worker.slots[:index], slot, *worker.slots[index + 1 :]))
 
 
+def takeable(scope: Scope, slot: Slot) -> bool:
+    """Whether the ledger may give a block away."""
+    if slot.account == BlockState.QUARANTINED:
+        return scope.switches.reuse_in_doubt
+    return slot.account == BlockState.FREE
+
+
 def assign(worker: Worker, index: int, claim: int, *, staging: bool) -> Worker:
     """The ledger gives a free slot to a hand-off, and a unit of staging with it."""
     slot = worker.slots[index]
-    if slot.account != BlockState.FREE:
+    if slot.account not in (BlockState.FREE, BlockState.QUARANTINED):
         raise Violation("I10", f"a block that is {BlockState(slot.account).name.lower()} was given away")
     reserved = slot._replace(
         account=int(BlockState.RESERVED),
         owner=claim,
-        pointers=slot.pointers | 1 << claim,
         staged=claim if staging else NOBODY,
     )
     return with_slot(worker, index, reserved)
 
 
-def point(worker: Worker, claim: int) -> Worker:
-    """Somebody gets the address of `claim`'s block."""
-    index = owned(worker, claim)
+def point(worker: Worker, owner: int, claim: int) -> Worker:
+    """`claim` gets the address of `owner`'s block."""
+    index = owned(worker, owner)
     slot = worker.slots[index]
     return worker if index == NOBODY else with_slot(worker, index, slot._replace(pointers=slot.pointers | 1 << claim))
 

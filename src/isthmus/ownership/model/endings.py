@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from isthmus.ownership.model.options import Option
-from isthmus.ownership.model.records import ABSENT, Engine, Stage
+from isthmus.ownership.model.records import ABSENT, Engine, Stage, Writing
 from isthmus.ownership.model.turn import CONSUMER, LIFE, PRODUCER, Turn, now
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.events import (
@@ -34,14 +34,24 @@ def consumer_endings(turn: Turn) -> Iterator[Option]:
         yield Option("the consumer gives up", _give_up)
     if state.phase in (DestinationPhase.ABORTING, DestinationPhase.IN_DOUBT) and _own_stages(turn):
         yield Option("what the consumer was doing has stopped", _stopped)
-    if state.phase is DestinationPhase.ABORTING and turn.scope.faults.doubts:
-        yield Option("what the consumer was doing cannot be shown to have stopped", _doubted, progress=False)
+    if turn.steps.rules.destination_lease_over(state, now(turn.request.over)):
+        yield Option("the consumer's reaper finds the lease over", _destination_reaped)
+    if state.phase is DestinationPhase.ABORTING and turn.scope.faults.doubts and turn.pulls and _reads(turn):
+        yield Option("the consumer's read cannot be shown to have stopped", _doubted, progress=False)
     if turn.request.producer_died and not state.ended:
         yield Option("the consumer learns that the producer has died", _producer_lost)
 
 
 def _own_stages(turn: Turn) -> bool:
     return any(part.stage != Stage.NOTHING for part in turn.request.parts)
+
+
+def _destination_reaped(turn: Turn) -> None:
+    turn.destination(Expire(now=now(turn.request.over)))
+
+
+def _reads(turn: Turn) -> bool:
+    return any(part.stage == Stage.READ for part in turn.request.parts)
 
 
 def _give_up(turn: Turn) -> None:
@@ -53,7 +63,7 @@ def _give_up(turn: Turn) -> None:
 def _stopped(turn: Turn) -> None:
     for index in range(turn.scope.parts):
         turn.change_part(index, stage=Stage.NOTHING)
-    turn.destination(Drained(evidence=Evidence.OWN_TRANSFER_ENDED))
+    turn.destination(Drained(evidence=Evidence.OWN_TRANSFER_ENDED if turn.pulls else Evidence.OWN_WORK_ENDED))
 
 
 def _doubted(turn: Turn) -> None:
@@ -61,6 +71,11 @@ def _doubted(turn: Turn) -> None:
 
 
 def _producer_lost(turn: Turn) -> None:
+    state = turn.destination_state()
+    if state is not None and state.phase is DestinationPhase.IN_DOUBT:
+        for index, part in enumerate(turn.request.parts):
+            if part.stage == Stage.READ:  # a read from a process that is gone ends with it
+                turn.change_part(index, stage=Stage.NOTHING)
     turn.destination(PeerLost(worker=PRODUCER, incarnation=LIFE, evidence=Evidence.PROCESS_EXITED))
 
 
@@ -73,7 +88,7 @@ def producer_endings(turn: Turn, index: int) -> Iterator[Option]:
     state = turn.source_state(index)
     if turn.request.abandoned and not turn.source_over(index):
         yield Option("the consumer's abandon reaches the producer", lambda turn: _abandoned(turn, index))
-    if (turn.request.consumer_died or turn.consumer.fenced) and not turn.source_over(index):
+    if (turn.request.consumer_died or turn.consumer.fenced) and not turn.source_over(index) and not part.deaf:
         yield Option("the producer learns that the consumer is gone", lambda turn: _consumer_lost(turn, index))
     if state is None:
         return
@@ -90,6 +105,13 @@ def time_options(turn: Turn, index: int) -> Iterator[Option]:
     part, state = turn.part(index), turn.source_state(index)
     if state is not None and state.lease_ends is not None and not part.over:
         yield Option("the producer's lease runs out", lambda turn: turn.change_part(index, over=True))
+    exposed = turn.destination_state()
+    if exposed is not None and exposed.lease_ends is not None and not turn.request.over and index == 0:
+        yield Option("the consumer's lease runs out", _over)
+
+
+def _over(turn: Turn) -> None:
+    turn.request = turn.request._replace(over=True)
 
 
 def _abandoned(turn: Turn, index: int) -> None:
@@ -102,8 +124,8 @@ def _abandoned(turn: Turn, index: int) -> None:
 
 def _consumer_lost(turn: Turn, index: int) -> None:
     if turn.part(index).source == ABSENT:
-        if not turn.scope.switches.admit_the_dead:
-            turn.change_part(index, barred=True)
+        deaf = turn.scope.switches.admit_the_dead
+        turn.change_part(index, barred=not deaf, deaf=deaf)
         return
     evidence = Evidence.PROCESS_EXITED if turn.request.consumer_died else Evidence.FENCED_AND_CLOSED
     turn.source(index, PeerLost(worker=CONSUMER, incarnation=LIFE, evidence=evidence))
@@ -111,6 +133,8 @@ def _consumer_lost(turn: Turn, index: int) -> None:
 
 def _engine_stopped(turn: Turn, index: int) -> None:
     turn.change_part(index, engine=Engine.OFF)
+    if turn.part(index).writes:
+        turn.change_part(index, writes=Writing.STALLED)
     turn.source(index, Drained(evidence=Evidence.OWN_WORK_ENDED))
 
 

@@ -9,9 +9,10 @@ ended sooner or later, before which it may wake up and go on.
 from collections.abc import Iterator
 
 from isthmus.ownership.model.packing import HEAD_MASK, REQUEST_MASK, SLOT_MASK, Packing, World
-from isthmus.ownership.model.records import ABSENT, FREE_SLOT, Engine, Part, Request, Stage, Worker
+from isthmus.ownership.model.records import ABSENT, FREE_SLOT, Engine, Image, Part, Request, Stage, Worker, Writing
 from isthmus.ownership.model.rules import Steps
-from isthmus.ownership.model.turn import Turn, View, forgotten
+from isthmus.ownership.model.tidying import end, forgotten
+from isthmus.ownership.model.turn import Turn, View
 
 __all__ = ["Faulty"]
 
@@ -83,6 +84,8 @@ class Faulty:
                 continue
             after, pointing = self._orphaned(index, consumer, before)
             state += after - before << shift
+            if packing.requests.records[after].ended:
+                state = self._forgotten(state, self._scope.producers + request.consumer, self._claims(index))
             if consumer:  # it reads no more
                 state = self._forgotten(state, request.producer, self._claims(index) & ~pointing)
         for shift in packing.slot_shifts[number]:
@@ -106,7 +109,7 @@ class Faulty:
             slots = tuple(FREE_SLOT._replace(pointers=1 << claim) for claim in claims)
             worker = Worker(lives=0, naps=0, paused=False, fenced=False, slots=slots)
             turn = Turn(self._scope, self._steps, index, View(left, worker, worker._replace(slots=())), self._marks)
-            after = turn.end(accounts=False)
+            after = end(turn, accounts=False)
             pointing = sum(slot.pointers for slot in after.producer.slots)
             known = self._orphans[key] = (self._packing.requests(after.request), pointing)
         return known
@@ -144,5 +147,6 @@ class Faulty:
 
 def _part_left(part: Part, consumer: bool) -> Part:
     if consumer:
-        return part._replace(stage=Stage.NOTHING, copied=(), committed=False)
-    return part._replace(source=ABSENT, engine=Engine.OFF, over=False, barred=True, writes=0)
+        image = Image.WITHDRAWN if part.image else Image.NONE  # gone with its memory
+        return part._replace(stage=Stage.NOTHING, copied=(), committed=False, image=image)
+    return part._replace(source=ABSENT, engine=Engine.OFF, over=False, barred=True, writes=Writing.OFF)

@@ -1,9 +1,8 @@
-"""How blocks are taken: a consumer reserves and orders, and the order makes a producer reserve. The same in every mode."""
+"""How blocks are taken, in every mode: a consumer reserves and orders, and the order makes a producer reserve."""
 
 from collections.abc import Iterator
 
-from isthmus.ownership.accounts import BlockState
-from isthmus.ownership.model.accounts import assign, staged
+from isthmus.ownership.model.accounts import assign, point, staged, takeable
 from isthmus.ownership.model.options import Option
 from isthmus.ownership.model.records import ABSENT, Engine, Worker
 from isthmus.ownership.model.turn import CONSUMER, HANDOFF, LIFE, OWN_BLOCKS, OWN_EPOCH, PRODUCER, Turn, tenant
@@ -12,9 +11,9 @@ from isthmus.ownership.protocol.events import ReserveDestination, ReserveSource
 __all__ = ["begin_options", "order_options"]
 
 
-def free_slots(worker: Worker) -> list[int]:
+def free_slots(turn: Turn, worker: Worker) -> list[int]:
     """Any of them may be given away next: in which order a ledger does so is its own affair."""
-    return [index for index, slot in enumerate(worker.slots) if slot.account == BlockState.FREE]
+    return [index for index, slot in enumerate(worker.slots) if takeable(turn.scope, slot)]
 
 
 def begin_options(turn: Turn, producer: int, consumer: int) -> Iterator[Option]:
@@ -23,7 +22,7 @@ def begin_options(turn: Turn, producer: int, consumer: int) -> Iterator[Option]:
     room = budget is None or staged(turn.consumer) < budget or turn.scope.switches.admit_without_staging
     if turn.consumer.paused or turn.consumer.fenced or not room:
         return
-    for slot in free_slots(turn.consumer):
+    for slot in free_slots(turn, turn.consumer):
         label = f"consumer {consumer} reserves block {slot}, and orders from producer {producer}"
         yield Option(label, _Begin(producer, consumer, slot))
 
@@ -34,7 +33,7 @@ def order_options(turn: Turn) -> Iterator[Option]:
         return
     for index, part in enumerate(turn.request.parts):
         if part.source == ABSENT and not part.barred:
-            for slot in free_slots(turn.producer):
+            for slot in free_slots(turn, turn.producer):
                 yield Option(f"the order reaches the producer, which reserves block {slot}", _Reserve(index, slot))
 
 
@@ -88,3 +87,4 @@ class _Reserve:
         )
         turn.source(self.index, reserve)
         turn.change_part(self.index, engine=Engine.STARTED)
+        turn.producer = point(turn.producer, claim, claim)

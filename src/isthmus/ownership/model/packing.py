@@ -102,7 +102,6 @@ def initial_world(scope: Scope) -> World:
         consumer=0,
         destination=ABSENT,
         abandoned=False,
-        registered=False,
         over=False,
         producer_died=False,
         consumer_died=False,

@@ -11,8 +11,9 @@ one-sided: it looks at memory, two chunks one after the other, and asks nobody.
 from collections.abc import Iterator
 
 from isthmus.ownership.model.accounts import owned, point
+from isthmus.ownership.model.memory import convert, fill, see, spoiled
 from isthmus.ownership.model.options import Option
-from isthmus.ownership.model.records import CONFIRM, NO, NOBODY, OFFER, YES, Engine, Part, Stage
+from isthmus.ownership.model.records import CONFIRM, FLIPPED, NO, NOBODY, OFFER, YES, Engine, Part, Stage
 from isthmus.ownership.model.turn import (
     CONSUMER,
     GRANT,
@@ -23,7 +24,6 @@ from isthmus.ownership.model.turn import (
     now,
     tenant,
 )
-from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.protocol.events import (
     Arrived,
     Complete,
@@ -33,6 +33,7 @@ from isthmus.ownership.protocol.events import (
     ConvertDone,
     Publish,
     Submit,
+    VerifyBad,
     VerifyOk,
 )
 from isthmus.ownership.protocol.states import PartStage, SourcePhase
@@ -59,7 +60,7 @@ def producer_options(turn: Turn, index: int) -> Iterator[Option]:
 
 def _fill(turn: Turn, index: int) -> None:
     engine = turn.part(index).engine
-    turn.fill(index, engine - 1)
+    fill(turn, index, engine - 1)
     turn.change_part(index, engine=Engine.HALF if engine == Engine.STARTED else Engine.OFF)
     if engine == Engine.HALF:
         turn.source(index, Complete())
@@ -68,7 +69,7 @@ def _fill(turn: Turn, index: int) -> None:
 def _publish(turn: Turn, index: int) -> None:
     turn.source(index, Publish(now=now(over=False), grant=GRANT, lease=LEASE))
     turn.send(index, OFFER)
-    turn.producer = point(turn.producer, turn.claim(index))  # the offer carries the address
+    turn.producer = point(turn.producer, turn.claim(index), turn.claim(index))  # the offer carries the address
 
 
 def _answer(turn: Turn, index: int) -> None:
@@ -92,9 +93,10 @@ def consumer_options(turn: Turn, index: int) -> Iterator[Option]:
         return
     if part.sent & OFFER and state.parts[index].stage is PartStage.WAITING:
         yield Option("the offer reaches the consumer, which begins to read", lambda turn: _submit(turn, index))
-    if part.sent & YES:
+    early = turn.scope.switches.confirm_before_copy and not state.prepared  # an early answer is kept until then
+    if part.sent & YES and not early:
         yield Option("the yes reaches the consumer", lambda turn: _yes(turn, index))
-    if part.sent & NO:
+    if part.sent & NO and not early:
         yield Option("the no reaches the consumer", lambda turn: _no(turn))
 
 
@@ -102,10 +104,14 @@ def _own_work(turn: Turn, index: int, part: Part) -> Iterator[Option]:
     if part.stage == Stage.READ:
         if not turn.consumer.fenced or not turn.cut_by_fence():
             yield Option(f"the consumer copies chunk {len(part.copied)}", lambda turn: _copy(turn, index))
+            if turn.scope.faults.flips and FLIPPED not in part.copied:
+                label = f"the consumer copies chunk {len(part.copied)}, and the network changes it"
+                yield Option(label, lambda turn: _copy(turn, index, flipped=True), progress=False)
     elif part.stage == Stage.CONVERT:
         yield Option("the consumer converts into its own block", lambda turn: _convert(turn, index))
     elif part.stage == Stage.VERIFY:
-        yield Option("the consumer has verified, and asks the owner", lambda turn: _verify(turn, index))
+        label = "the check of the bytes fails" if spoiled(turn) else "the consumer has verified, and asks the owner"
+        yield Option(label, lambda turn: _verify(turn, index))
 
 
 def _submit(turn: Turn, index: int) -> None:
@@ -113,13 +119,15 @@ def _submit(turn: Turn, index: int) -> None:
     turn.destination(Submit(tenant=offered, grant=GRANT, epoch=OWN_EPOCH, part=index))
     if turn.refusal is None:
         turn.change_part(index, stage=Stage.READ)
+        turn.consumer = point(turn.consumer, turn.claim(), turn.claim(index))
         if turn.scope.switches.confirm_before_copy:
             turn.send(index, CONFIRM)
 
 
-def _copy(turn: Turn, index: int) -> None:
+def _copy(turn: Turn, index: int, *, flipped: bool = False) -> None:
     part = turn.part(index)
-    copied = (*part.copied, turn.seen(index, len(part.copied)))
+    seen = see(turn, index, len(part.copied))
+    copied = (*part.copied, FLIPPED if flipped else seen)
     turn.change_part(index, copied=copied)
     source = turn.source_state(index)
     if part.over or (source is not None and source.phase in (SourcePhase.EXPIRED, SourcePhase.IN_DOUBT)):
@@ -132,13 +140,17 @@ def _copy(turn: Turn, index: int) -> None:
 
 
 def _convert(turn: Turn, index: int) -> None:
-    turn.convert(index)
+    convert(turn, index)
     turn.destination(ConvertDone(part=index))
     next_stage(turn, index)
 
 
 def _verify(turn: Turn, index: int) -> None:
-    turn.destination(VerifyOk(part=index))
+    if spoiled(turn):
+        turn.marks.add("bytes changed on the way were refused")
+        turn.destination(VerifyBad(part=index))
+    else:
+        turn.destination(VerifyOk(part=index))
     next_stage(turn, index)
     state = turn.destination_state()
     if state is not None and state.prepared and not turn.scope.switches.confirm_before_copy:

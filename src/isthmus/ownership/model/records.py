@@ -13,6 +13,7 @@ __all__ = [
     "ABSENT",
     "CONFIRM",
     "EMPTY",
+    "FLIPPED",
     "FREE_SLOT",
     "IDLE",
     "MINE",
@@ -20,22 +21,28 @@ __all__ = [
     "NOBODY",
     "OFFER",
     "OTHER",
+    "SPOILED",
     "WRITTEN",
     "YES",
     "Engine",
+    "Image",
     "Part",
     "Request",
     "Slot",
     "Stage",
     "Worker",
+    "Writing",
 ]
 
 NOBODY: Final = -1
 ABSENT: Final = 0
 """The id of "no protocol state"."""
 
-EMPTY, MINE, OTHER = 0, 1, 2
-"""What a chunk was seen to hold, as its reader sees it."""
+EMPTY, MINE, OTHER, FLIPPED = 0, 1, 2, 3
+"""What a chunk was seen to hold, as its reader sees it. FLIPPED: the network has changed it on the way."""
+
+SPOILED: Final = -1000
+"""The stamp of bytes that the network has changed."""
 
 OFFER, CONFIRM, YES, NO, WRITTEN = 1, 2, 4, 8, 16
 """Messages of a part that have been sent. A message stays on the wire: it may come never, once, or again and again."""
@@ -51,6 +58,20 @@ class Engine:
     """What the producer's engine does for a part: not running, or running with 0 or 1 chunks filled."""
 
     OFF, STARTED, HALF = range(3)
+
+
+class Image:
+    """What a consumer has for a producer to write into: nothing, memory that is open, or memory it has withdrawn."""
+
+    NONE, OPEN, WITHDRAWN = range(3)
+
+
+class Writing:
+    """What a producer's transfer does for a part: nothing, or it has 0 or 1 chunks written; or it waits in vain for an
+    engine that has stopped.
+    """
+
+    OFF, STARTED, HALF, STALLED = range(4)
 
 
 class Slot(NamedTuple):
@@ -82,17 +103,20 @@ class Worker(NamedTuple):
 class Part(NamedTuple):
     """One part of a request. `source` is the producer's protocol state, by id.
 
-    `over` says that the lease's time is over; `barred` that the producer will not reserve for it (again); `copied` what
-    the copy has seen so far; `writes` what the producer's own transfer does under push and send; `committed` (a ghost)
-    that the owner has said yes.
+    `over` says that the lease's time is over; `barred` that the producer will not reserve for it (again); `deaf` that
+    it has been told of the consumer's death and will not be told again (only where that guard is off); `copied` what
+    the copy has seen so far; `committed` (a ghost) that the owner has said yes. Under push and send: `image` is what the
+    consumer has for the producer to write into, `writes` what the producer's transfer is about.
     """
 
     source: int
     engine: int
     over: bool
     barred: bool
+    deaf: bool
     stage: int
     copied: tuple[int, ...]
+    image: int
     writes: int
     sent: int
     committed: bool
@@ -110,7 +134,6 @@ class Request(NamedTuple):
     consumer: int
     destination: int
     abandoned: bool
-    registered: bool
     over: bool
     producer_died: bool
     consumer_died: bool
@@ -125,9 +148,11 @@ IDLE: Final = Part(
     engine=Engine.OFF,
     over=False,
     barred=False,
+    deaf=False,
     stage=Stage.NOTHING,
     copied=(),
-    writes=0,
+    image=Image.NONE,
+    writes=Writing.OFF,
     sent=0,
     committed=False,
 )

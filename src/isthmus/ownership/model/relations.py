@@ -6,7 +6,7 @@ it. What is looked up is the *shapes* of all slots (who is concerned, and whethe
 
 from typing import NamedTuple
 
-from isthmus.ownership.accounts import BlockState
+from isthmus.ownership.model.accounts import takeable
 from isthmus.ownership.model.packing import HEAD_MASK, REQUEST_MASK, SLOT_MASK, Packing
 from isthmus.ownership.model.records import NOBODY, Request, Slot
 
@@ -48,7 +48,7 @@ class Relations:
         records = self._packing.slots.records
         while len(self._shapes) < len(records):
             slot = records[len(self._shapes)]
-            shape = (_concerned(slot), slot.account == BlockState.FREE)
+            shape = (_concerned(slot), takeable(self._packing.scope, slot))
             self._shapes.append(self._shape_ids.setdefault(shape, len(self._shape_ids)))
         shapes = tuple(self._shapes[state >> shift & SLOT_MASK] for shift in self._shifts)
         found = self._by_shapes.get(shapes)
@@ -81,7 +81,11 @@ class Relations:
         claims = (1 << parts) - 1 << index * parts
         return (
             tuple(shift for shift, slot in self._slots(state, request.producer) if _concerned(slot) & claims),
-            tuple(shift for shift, slot in self._slots(state, self._consumer(request.consumer)) if _concerned(slot) & claims),
+            tuple(
+                shift
+                for shift, slot in self._slots(state, self._consumer(request.consumer))
+                if _concerned(slot) & claims
+            ),
         )
 
     def _ordering(self, index: int, state: int, request: Request, own: Sight) -> list[Sight]:
@@ -98,7 +102,7 @@ class Relations:
                 taking=True,
             )
             for shift, slot in self._slots(state, request.producer)
-            if slot.account == BlockState.FREE
+            if takeable(self._packing.scope, slot)
         ]
 
     def _beginning(self, index: int, state: int, producer: int, consumer: int) -> list[Sight]:
@@ -109,7 +113,7 @@ class Relations:
         return [
             self._sight(index, producer, consumer, (), (shift,), taking=True)
             for shift, slot in slots
-            if slot.account == BlockState.FREE
+            if takeable(self._packing.scope, slot)
         ]
 
     def _sight(

@@ -6,20 +6,25 @@ any state with that view.
 """
 
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
+from isthmus.ownership.model import pull, push
+from isthmus.ownership.model.adversary import consumer_forgeries, producer_forgeries, renewals
 from isthmus.ownership.model.endings import consumer_endings, producer_endings, time_options
 from isthmus.ownership.model.faults import Faulty
 from isthmus.ownership.model.options import Option
 from isthmus.ownership.model.orders import begin_options, order_options
 from isthmus.ownership.model.packing import REQUEST_MASK, Packing, World, initial_world
-from isthmus.ownership.model.pull import consumer_options, producer_options
+from isthmus.ownership.model.records import Request
 from isthmus.ownership.model.relations import Relations, Sight
 from isthmus.ownership.model.rules import Rules, Steps
 from isthmus.ownership.model.scope import Scope
 from isthmus.ownership.model.symmetry import Symmetry
+from isthmus.ownership.model.tidying import end
 from isthmus.ownership.model.turn import Turn, View
 from isthmus.ownership.model.violations import Violation
+from isthmus.ownership.protocol.states import TriggerMode
 
 __all__ = ["Move", "Space"]
 
@@ -50,6 +55,8 @@ class Space:
         self._symmetry = Symmetry(self.packing)
         self._relations = Relations(self.packing)
         self._faulty = Faulty(self.packing, self.steps, self.marks)
+        self._mode = pull if scope.mode is TriggerMode.PULL else push
+        self._nearer: dict[Request, set[Request]] = {}
         # Apart, because a free block that somebody may still read is in both kinds of view.
         self._own: dict[int, _Follows] = {}
         self._taking: dict[int, _Follows] = {}
@@ -69,9 +76,9 @@ class Space:
         """Whether `state` will go on by itself, and what may follow it, not yet canonical. Raises Violation."""
         found: list[int] = []
         progress = False
-        own, taking = self._own, self._taking
-        index = 0
-        for shift, known in zip(self.packing.request_shifts, self._relations.known(state), strict=True):
+        own, taking, shifts = self._own, self._taking, self.packing.request_shifts
+        for index, known in enumerate(self._relations.known(state)):
+            shift = shifts[index]
             sights = known.get(state >> shift & REQUEST_MASK)
             if sights is None:
                 sights = self._relations.look(index, state)
@@ -84,12 +91,21 @@ class Space:
                 going, differences = after
                 progress = progress or going
                 found += [state + difference for difference in differences]
-            index += 1
         if self._faulty.any:
             going, faults = self._faulty.expand(state)
             progress = progress or going
             found += faults
         return progress, found
+
+    def check_progress(self) -> None:
+        """That a request which only goes on comes to an end: progress never leads it back to where it was.
+
+        Raises Violation. It is asked of the records alone, which is stricter than of whole states.
+        """
+        try:
+            TopologicalSorter(self._nearer).prepare()
+        except CycleError as cycle:
+            raise Violation("I5", f"a request goes round in circles: {cycle.args[1]}") from cycle
 
     def moves(self, state: int) -> Iterator[Move]:
         """As `expand`, for people: with labels, every violation, whole workers, and no renaming."""
@@ -120,6 +136,8 @@ class Space:
             after = self._applied(index, view, option)
             if after != view:
                 progress = progress or option.progress
+                if option.progress:
+                    self._nearer.setdefault(view.request, set()).add(after.request)
                 differences[self._difference(index, sight, view, after)] = None
         return _Follows(progress, tuple(differences))
 
@@ -134,10 +152,15 @@ class Space:
         for part in range(self.scope.parts):
             yield from time_options(turn, part)
             if not turn.producer.paused:
-                yield from producer_options(turn, part)
+                yield from self._mode.producer_options(turn, part)
                 yield from producer_endings(turn, part)
+                yield from renewals(turn, part)
+                if self.scope.faults.forges:
+                    yield from producer_forgeries(turn, part)
             if not turn.consumer.paused:
-                yield from consumer_options(turn, part)
+                yield from self._mode.consumer_options(turn, part)
+                if self.scope.faults.forges:
+                    yield from consumer_forgeries(turn, part)
         if not turn.consumer.paused:
             yield from consumer_endings(turn)
 
@@ -147,7 +170,7 @@ class Space:
     def _applied(self, index: int, view: View, option: Option) -> View:
         turn = self._turn(index, view)
         option.act(turn)
-        return turn.end()
+        return end(turn)
 
     def _pairs(self, index: int, world: World) -> list[tuple[int, int]]:
         """The workers a request is between; all pairs while it has not begun."""

@@ -3,7 +3,7 @@
 Sound because nothing in a move depends on a name but for equality: every request of a tenant runs the same code with
 the same constants, blocks of a pool are alike, and so are workers of a role. So if one state can go wrong, its renamings
 can. The canonical form is a least renaming: requests of one tenant sorted by record, then the least among those that
-sort alike; each worker's slots sorted. Requests that have not begun or have ended are named nowhere, so that exchanging
+sort alike; each worker's slots sorted; workers in the order in which these requests name them. Requests that have not begun or have ended are named nowhere, so that exchanging
 two of them changes nothing.
 """
 
@@ -43,17 +43,12 @@ class Symmetry:
         self._heads_mask = sum(HEAD_MASK << shift for shift in packing.head_shifts)
         self._renamed: dict[Order, dict[int, int]] = {}
         self._moved: dict[tuple[Order, Order, int], int] = {}
-        self._worker_orders = [
-            (one, other)
-            for one in permutations(range(scope.producers))
-            for other in permutations(range(scope.consumers))
-        ]
+        self._nameless: list[int] = [0]
+        self._one_pair = scope.producers == scope.consumers == 1
 
     def canonical(self, state: int) -> int:
         """The one that stands for all renamings of `state`."""
-        if len(self._worker_orders) == 1:
-            return self._requests_sorted(state)
-        return min(self._requests_sorted(self._workers_moved(state, *orders)) for orders in self._worker_orders)
+        return self._requests_sorted(state) if self._one_pair else self._all_sorted(state)
 
     # requests and slots
 
@@ -129,19 +124,43 @@ class Symmetry:
         names = {old * parts + part: new * parts + part for new, old in enumerate(order) for part in range(parts)}
         return self._packing.slots(_slot_renamed(self._packing.slots.records[number], names))
 
-    # workers
+    # workers too: requests are sorted whoever they are between, and workers are named in order of appearance
 
-    def _workers_moved(self, state: int, producers: Order, consumers: Order) -> int:
-        packing = self._packing
-        moved = 0
-        for shift in packing.request_shifts:
-            moved |= self._request_moved(producers, consumers, state >> shift & REQUEST_MASK) << shift
-        first = packing.scope.producers
+    def _all_sorted(self, state: int) -> int:
+        self._learn()
+        nameless = self._nameless
+        keys = sorted([tag | nameless[state >> shift & REQUEST_MASK] << _INDEX_BITS for shift, tag in self._tagged])
+        groups = self._alike([key >> _INDEX_BITS for key in keys]) or [[index] for index in range(self._count)]
+        order = [key & _INDEX_MASK for key in keys]
+        choices = product(*(permutations(group) for group in groups))
+        orders = (tuple(order[index] for index in chain.from_iterable(choice)) for choice in choices)
+        return min(self._named(each, state) for each in orders)
+
+    def _learn(self) -> None:
+        """The id of each request's record once it does not say which workers it is between."""
+        records = self._packing.requests.records
+        while len(self._nameless) < len(records):
+            self._nameless.append(self._packing.requests(records[len(self._nameless)]._replace(producer=0, consumer=0)))
+
+    def _named(self, order: Order, state: int) -> int:
+        packing, scope = self._packing, self._packing.scope
+        ids = [state >> packing.request_shifts[index] & REQUEST_MASK for index in order]
+        live = [
+            request for request in map(packing.requests.records.__getitem__, ids) if request.begun and not request.ended
+        ]
+        heads = [state >> shift & HEAD_MASK for shift in packing.head_shifts]
+        first = scope.producers
+        producers = _appearing([request.producer for request in live], heads[:first])
+        consumers = _appearing([request.consumer for request in live], heads[first:])
+        named = 0
+        for shift, number in zip(packing.request_shifts, ids, strict=True):
+            named |= self._request_moved(producers, consumers, number) << shift
+        renamed = self._slots_renamed(order, state)
         for new, old in enumerate((*producers, *(first + old for old in consumers))):
-            moved |= (state >> packing.head_shifts[old] & HEAD_MASK) << packing.head_shifts[new]
+            named |= heads[old] << packing.head_shifts[new]
             for shift_old, shift_new in zip(packing.slot_shifts[old], packing.slot_shifts[new], strict=True):
-                moved |= (state >> shift_old & SLOT_MASK) << shift_new
-        return moved
+                named |= (renamed >> shift_old & SLOT_MASK) << shift_new
+        return self._slots_sorted(named)
 
     def _request_moved(self, producers: Order, consumers: Order, number: int) -> int:
         known = self._moved.get((producers, consumers, number))
@@ -153,6 +172,12 @@ class Symmetry:
                 )
             known = self._moved[producers, consumers, number] = self._packing.requests(request)
         return known
+
+
+def _appearing(used: list[int], heads: list[int]) -> Order:
+    """Workers by first appearance; those that no live request is with hold nothing, and differ by their heads alone."""
+    order = list(dict.fromkeys(used))
+    return (*order, *sorted(set(range(len(heads))) - set(order), key=lambda worker: (heads[worker], worker)))
 
 
 def _slot_renamed(slot: Slot, names: dict[int, int]) -> Slot:

@@ -235,10 +235,10 @@ class Control:
             BadInput: more than one begins so.
         """
         answers = await self._snapshots(SnapshotOrder(handoff=beginning))
-        rows = [row for answer in answers.values() for row in (*answer.get("live", ()), *answer.get("ended", ()))]
+        rows = [row for answer in answers.values() for row in _rows(answer, beginning)]
         reports = [report for id_, report in self._reports.items() if id_.startswith(beginning)]
         found = sorted({*(str(row["handoff"]) for row in rows), *(report.handoff for report in reports)})
-        silent = {worker: answer["error"] for worker, answer in answers.items() if "error" in answer}
+        silent = {worker: str(answer["error"]) for worker, answer in answers.items() if "error" in answer}
         if not found:
             missing = f"; not asked: {', '.join(silent)}, which did not answer" if silent else ""
             raise UnknownHandoff(
@@ -250,7 +250,7 @@ class Control:
             raise BadInput(f"handoff: {len(found)} begin with {beginning}: {', '.join(found[:4])}", field="handoff")
         return {
             "handoff": found[0],
-            "sides": sorted(rows, key=lambda row: str(row["side"]), reverse=True),  # the producer's first
+            "sides": sorted(rows, key=lambda row: str(row.get("side")), reverse=True),  # the producer's first
             "installed": msgspec.to_builtins(reports[0]) if reports else None,
             "unanswered": silent,
         }
@@ -272,6 +272,17 @@ class Control:
         except (ValueError, RecursionError):
             return {"error": "answered something that is not JSON"}
         return found if isinstance(found, dict) else {"error": "answered something that is not an object"}
+
+
+def _rows(answer: dict[str, Any], beginning: str) -> list[dict[str, Any]]:
+    """The rows of a worker's answer; it is a peer's JSON, whatever is in it."""
+    listed = [rows for rows in (answer.get("live"), answer.get("ended")) if isinstance(rows, list)]
+    return [
+        row
+        for rows in listed
+        for row in rows
+        if isinstance(row, dict) and str(row.get("handoff", "")).startswith(beginning)
+    ]
 
 
 def _plan(plan: TransformPlan) -> dict[str, Any]:

@@ -205,6 +205,7 @@ class Dispatcher:
             if not call.done():
                 raise self._too_late()
             call.result()
+            # I5: an attempt ends in a last token or in an error, never in silence.
             raise Lost(f"{consumer.worker}: ended without a last token", field="token.finish_reason")
         finally:
             alarm.remove_done_callback(wake)

@@ -9,12 +9,15 @@ from isthmus.core.ids import Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
+from isthmus.handoff.exposure import WriteGuard
 from isthmus.handoff.producer import ProducerSide
+from isthmus.handoff.push import Pusher
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.journal import Side
 from isthmus.ownership.leases import reap_forever
 from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.protocol.drain import TransportKind
+from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.serve.channel import Channel, accepting
 from isthmus.serve.config import ServeConfig
 from isthmus.serve.messages import Generate, Message
@@ -24,10 +27,11 @@ from isthmus.serve.worker.membership import Membership
 from isthmus.serve.worker.peers import Peers
 from isthmus.serve.worker.prefill import PrefillService
 from isthmus.serve.worker.process import Process
+from isthmus.serve.worker.write_routes import WriteRoutes
 from isthmus.transport.base import Endpoint, transport_name
 from isthmus.transport.select import choose
 from isthmus.transport.shm import SharedMemory
-from isthmus.transport.table import open_exporters, open_readers
+from isthmus.transport.table import open_exporters, open_importers, open_readers
 
 __all__ = ["serve_worker"]
 
@@ -47,7 +51,7 @@ async def serve_worker(config: ServeConfig, worker: WorkerId, model: Path) -> No
     memory = SharedMemory(SystemClock()) if "shm" in pool.transports and pool.device == "cpu" else None
     engine = await asyncio.to_thread(EmbeddedKV.build, pool.engine(model), memory.allocate if memory else None)
     process = Process(config, pool, worker, engine, memory)
-    async with engine.running():
+    async with engine.running(), process.prefixes.keeping():
         await (_serve_prefill(process) if pool.role == "prefill" else _serve_decode(process))
 
 
@@ -65,8 +69,10 @@ async def _serve_prefill(process: Process) -> None:
         transport=_riskiest(process.transports),
         sole_tenant=sole_tenant,
         journal=journal,
-        prefixes=process.prefixes,
+        prefixes=process.prefixes.cache,
     )
+    routes = WriteRoutes(process)
+    pusher = _pusher(process, owner, routes)
     side = ProducerSide(
         process.engine,
         owner,
@@ -74,7 +80,8 @@ async def _serve_prefill(process: Process) -> None:
         incarnation=process.incarnation,
         wait=Duration.of_ms(process.config.deadlines.prefill_ms),
         resuming=process.engine,
-        reuse=process.reuse,
+        reuse=process.prefixes.reuse,
+        pusher=None if process.config.handoff_mode is TriggerMode.PULL else pusher,
     )
     service = PrefillService(
         side,
@@ -101,9 +108,24 @@ async def _serve_prefill(process: Process) -> None:
             await link.run()
     finally:
         server.close()
+        await pusher.close()
+        await routes.close()
         for exporter in exporters.values():
             await exporter.close()
         process.end(journal)
+
+
+def _pusher(process: Process, owner: SourceOwner, routes: WriteRoutes) -> Pusher:
+    """What writes into consumers' memory, where the deployment is one in which producers write."""
+    return Pusher(
+        owner,
+        process.engine.lender,
+        routes.route,
+        process.clock,
+        write=Duration.of_ms(process.config.deadlines.transfer_ms),
+        lease=owner.lease,
+        filling=process.engine,
+    )
 
 
 async def _serve_decode(process: Process) -> None:
@@ -117,9 +139,9 @@ async def _serve_decode(process: Process) -> None:
         incarnation=process.incarnation,
         transport=_riskiest(process.transports),
         journal=journal,
-        prefixes=process.prefixes,
+        prefixes=process.prefixes.cache,
     )
-    routes = _Routes(process)
+    routes = _Routes(process, owner)
     consumer = ConsumerSide(
         process.engine,
         owner,
@@ -128,7 +150,7 @@ async def _serve_decode(process: Process) -> None:
         worker=process.worker,
         incarnation=process.incarnation,
         deadlines=_deadlines(process.config),
-        reuse=process.reuse,
+        reuse=process.prefixes.reuse,
     )
     peers = Peers(
         process.membership, process.clock, worker=process.worker, incarnation=process.incarnation, tls=process.tls
@@ -147,18 +169,23 @@ async def _serve_decode(process: Process) -> None:
             return await service.generate(message)
         return process.snapshot(owner, message)
 
-    link = process.link(called, on_cancel=service.cancel)
     try:
-        await link.run()
+        link = process.link(called, on_cancel=service.cancel, imports=await routes.start())
+        async with supervised(reap_forever(process.clock, Duration.of_ms(process.config.lease_ms), owner.reap)):
+            await link.run()
     finally:
         await routes.close()
         process.end(journal)
 
 
 class _Routes:
-    """The way to each producer's bytes, as long as it is a member."""
+    """The way to each producer's bytes, as long as it is a member; and where producers write, what they write into."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, owner: DestinationOwner) -> None:
+        self._mode = process.config.handoff_mode
+        guard = WriteGuard(owner, Duration.of_ms(process.config.deadlines.transfer_ms))
+        names = () if self._mode is TriggerMode.PULL else process.pool.transports
+        self._importers = open_importers(names, process.transport, guard)
         self._membership: Membership = process.membership
         self._preferred = process.pool.transports
         self._readers = open_readers(process.pool.transports, process.transport)
@@ -175,6 +202,8 @@ class _Routes:
             representation=member.representation,
             endpoint=route.endpoint,
             reader=route.mover,
+            mode=self._mode,
+            importer=self._importers.get(route.transport),
         )
 
     async def _forget(self, worker: WorkerId, incarnation: Incarnation) -> None:
@@ -183,9 +212,15 @@ class _Routes:
         if endpoint is not None:
             self._readers[transport_name(endpoint)].forget(endpoint)
 
+    async def start(self) -> list[Endpoint]:
+        """Where producers may write."""
+        return [await importer.start() for importer in self._importers.values()]
+
     async def close(self) -> None:
         for reader in self._readers.values():
             await reader.close()
+        for importer in self._importers.values():
+            await importer.close()
 
 
 def _riskiest(transports: list[str]) -> TransportKind:

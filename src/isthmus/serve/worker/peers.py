@@ -21,6 +21,7 @@ from isthmus.handoff.orders import (
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
+from isthmus.state.manifest import negotiate_version
 from isthmus.transport.tls import Tls
 
 __all__ = ["Peers", "RemoteProducer"]
@@ -101,6 +102,7 @@ class Peers:
 
     async def _open(self, worker: WorkerId, incarnation: Incarnation) -> Channel:
         member = self._membership.find(worker, incarnation)
+        version = negotiate_version(member.schema_versions)
         channel = await connect(
             member.host,
             member.port,
@@ -110,11 +112,18 @@ class Peers:
             peer=worker,
             deadline=CONNECT_DEADLINE,
             tls=self._tls,
+            version=version,
         )
         running = asyncio.create_task(channel.run())
         self._running.add(running)
         running.add_done_callback(self._running.discard)
-        hello = PeerHello(worker=self._worker, incarnation=self._incarnation, to=worker, to_incarnation=incarnation)
+        hello = PeerHello(
+            worker=self._worker,
+            incarnation=self._incarnation,
+            to=worker,
+            to_incarnation=incarnation,
+            version=version,
+        )
         try:
             await channel.call(hello)
         except BaseException:

@@ -10,14 +10,11 @@ from isthmus.core.errors import FrameInvalid
 from isthmus.core.ids import HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.engines.embedded.adapter import EmbeddedKV
-from isthmus.handoff.reuse import Reuse
 from isthmus.ownership.capacity import Capacity
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.journal import Header, JournalWriter, Side, clock_identity
 from isthmus.ownership.ledger import Ledger
-from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.producer import SourceOwner
-from isthmus.ownership.retention import retention_named
 from isthmus.ownership.rows import Row
 from isthmus.serve.admission_config import blocks_of
 from isthmus.serve.channel import Handler
@@ -27,6 +24,7 @@ from isthmus.serve.processes import this_process
 from isthmus.serve.tls import load_tls
 from isthmus.serve.worker.gateway_link import GatewayLink
 from isthmus.serve.worker.membership import Membership
+from isthmus.serve.worker.prefixes import Prefixes
 from isthmus.transport.base import Endpoint, PeerId
 from isthmus.transport.shm import SharedMemory
 from isthmus.transport.table import Worker as TransportWorker
@@ -54,12 +52,11 @@ class Process:
         self.ledger = Ledger(
             num_blocks=pool.num_blocks, block_bytes=engine.block_bytes, staging_bytes=pool.staging_bytes
         )
-        self.prefixes = self._prefix_cache()
-        self.reuse = Reuse(engine.representation, self.prefixes, secret=self.clock.token().encode())
+        self.prefixes = Prefixes(pool, worker, engine, self.ledger, self.clock, idle=lambda: not self.capacity.waiting)
         self.capacity = Capacity(
             ledger=self.ledger,
             clock=self.clock,
-            reclaim=None if self.prefixes is None else self.prefixes.reclaim,
+            reclaim=None if self.prefixes.cache is None else self.prefixes.cache.reclaim,
             quotas=pool.admission.quotas_for(pool.num_blocks),
             quarantine_blocks_max=blocks_of(pool.admission.quarantine_max, pool.num_blocks),
             waiting_max=pool.admission.waiting_max,
@@ -87,6 +84,7 @@ class Process:
         *,
         port: int = 0,
         endpoints: Sequence[Endpoint] = (),
+        imports: Sequence[Endpoint] = (),
         on_cancel: Callable[[CancelRequest], None] = lambda _: None,
     ) -> GatewayLink:
         """The connection to the gateway, not opened yet."""
@@ -103,6 +101,7 @@ class Process:
             host=self.pool.advertised_host or self.pool.host,
             port=self._numbered(self.pool.advertised_port) or port,
             endpoints=tuple(endpoints),
+            imports=tuple(imports),
             transports=self.pool.transports,
         )
         return GatewayLink(
@@ -144,8 +143,7 @@ class Process:
 
     def end(self, journal: JournalWriter | None) -> None:
         """This life has come to its end by itself. Nothing is retained any more (I8)."""
-        if self.prefixes is not None:
-            self.prefixes.drop()
+        self.prefixes.end()
         if journal is not None:
             journal.close(at=self.clock.now(), blocks_held=self.ledger.held().blocks)
 
@@ -167,23 +165,11 @@ class Process:
             "role": self.pool.role,
             "unhealthy": self.capacity.unhealthy,
             "blocks": self._blocks(),
-            "prefix_cache": None if self.prefixes is None else self.prefixes.row(),
+            "prefix_cache": self.prefixes.row(),
             "live": live[: message.limit],
             "ended": ended[: message.limit],
         }
         return Snapshot(json=json.dumps(shown, separators=(",", ":")).encode())
-
-    def _prefix_cache(self) -> PrefixCache | None:
-        config = self.pool.prefix_caching
-        if not config.enabled:
-            return None
-        return PrefixCache(
-            ledger=self.ledger,
-            clock=self.clock,
-            retention=retention_named(config.retention),
-            blocks_max=config.blocks_max or self.ledger.num_blocks,
-            half_life=Duration.of_ms(config.half_life_ms),
-        )
 
     def _pulse(self) -> Pulse:
         """What the gateway hears regularly. Whoever waits for a worker that takes nothing new is told so here."""

@@ -1,0 +1,1 @@
+"""One module a parser: `seeds()`, valid inputs; `parse(data)`, which may raise what `REFUSALS` holds, no more."""

@@ -1,0 +1,75 @@
+"""Frames between gateway, workers and peers, one by one and as a stream with lengths."""
+
+import asyncio
+import struct
+from typing import get_type_hints
+
+import msgspec
+
+from isthmus.core.clock import ManualClock
+from isthmus.core.errors import FrameInvalid
+from isthmus.handoff import orders
+from isthmus.handoff.orders import Ack, ConfirmOrder, PrefillOrder, RenewOrder
+from isthmus.handoff.request import Request, Sampling
+from isthmus.serve.channel import Channel, decode_frame
+from isthmus.serve.messages import Failure, Fenced, Generate, Message, PeerHello, Pulse, TokenEvent, Welcome
+
+REFUSALS = (FrameInvalid,)
+LIFE, GRANT = "a" * 32, "b" * 64
+
+
+def seeds() -> list[bytes]:
+    request = Request(request_id="r", attempt=0, tenant="t", token_ids=(1, 2, 3), sampling=Sampling(max_tokens=4))
+    holder = {"holder": "decode-0", "holder_incarnation": LIFE}
+    renewal = {name: 0 for name in get_type_hints(RenewOrder) if name not in ("grant", "epoch", *holder)}
+    messages: list[Message] = [
+        Pulse(blocks={"free": 3}),
+        Welcome(schema_version=2, heartbeat_ms=100, timeout_ms=1000),
+        Fenced(worker="w", incarnation=LIFE),
+        PeerHello(worker="w", incarnation=LIFE, to="v", to_incarnation=LIFE),
+        Generate(request=request, producer="p", producer_incarnation=LIFE),
+        TokenEvent(request_id="r", attempt=0, index=1, token=2, finish_reason="stop"),
+        Failure(code="PeerLost", message="gone", field="x", retry_after_ms=1.5),
+        PrefillOrder(handoff=LIFE, request=request, **holder),
+        ConfirmOrder(grant=GRANT, epoch=1, **holder),
+        RenewOrder(grant=GRANT, epoch=1, **holder, **renewal),
+        orders.AbortOrder(handoff=LIFE, **holder),
+    ]
+    return [msgspec.msgpack.encode((kind, 7, message)) for message in messages for kind in (0, 1, 2)]
+
+
+def parse(data: bytes) -> None:
+    asyncio.run(_stream(data))
+    decode_frame(data)
+
+
+async def _stream(data: bytes) -> None:
+    """As a connection: the data as one frame, and as frames of its own making. The channel ends; nothing escapes."""
+    for sent in (struct.pack(">I", len(data)) + data, data):
+        reader = asyncio.StreamReader()
+        reader.feed_data(sent)
+        reader.feed_eof()
+        channel = Channel(reader, _Sink(), ManualClock(), handler=_answer, posted=_note)  # type: ignore[arg-type]
+        await channel.run()
+
+
+async def _answer(_: Channel, message: Message) -> Message:
+    return Ack()
+
+
+def _note(_: Channel, message: Message) -> None:
+    """Posts are taken."""
+
+
+class _Sink:
+    """A connection to nobody."""
+
+    transport: "_Sink"
+
+    def __init__(self) -> None:
+        self.transport = self
+
+    def write(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+    def get_write_buffer_size(self) -> int:
+        return 0
