@@ -7,14 +7,15 @@ from typing import get_type_hints
 import msgspec
 
 from isthmus.core.clock import ManualClock
-from isthmus.core.errors import FrameInvalid
+from isthmus.core.errors import FrameInvalid, ManifestInvalid
 from isthmus.handoff import orders
 from isthmus.handoff.orders import Ack, ConfirmOrder, PrefillOrder, RenewOrder
 from isthmus.handoff.request import Request, Sampling
 from isthmus.serve.channel import Channel, decode_frame
 from isthmus.serve.messages import Failure, Fenced, Generate, Message, PeerHello, Pulse, TokenEvent, Welcome
+from isthmus.serve.versions import PROTOCOL_VERSION, Conversation
 
-REFUSALS = (FrameInvalid,)
+REFUSALS = (FrameInvalid, ManifestInvalid)
 LIFE, GRANT = "a" * 32, "b" * 64
 
 
@@ -39,7 +40,13 @@ def seeds() -> list[bytes]:
 
 
 def parse(data: bytes) -> None:
+    """In our own version, in the one before, and where that is not known yet; then as a connection."""
     asyncio.run(_stream(data))
+    for version in (PROTOCOL_VERSION - 1, None):
+        try:
+            decode_frame(data, Conversation(version))
+        except REFUSALS:
+            continue
     decode_frame(data)
 
 

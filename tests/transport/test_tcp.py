@@ -8,7 +8,7 @@ import pytest
 
 from isthmus.core.clock import SystemClock
 from isthmus.core.errors import CapacityExceeded, DeadlineExceeded, Lost, NotAuthorised, PeerLost, StaleEpoch
-from isthmus.core.limits import CONNECTIONS_PER_PEER_MAX
+from isthmus.core.limits import CONNECTIONS_PER_PEER_MAX, TCP_CHUNK_BYTES
 from isthmus.core.units import Duration
 from isthmus.transport.blocks import HostLender
 from isthmus.transport.tcp import TcpExporter, TcpReader, _server
@@ -226,3 +226,27 @@ async def test_a_refusal_never_arrives_as_bytes_of_blocks(reader):
     wanted = image(held, read)[LARGE[0].id]
     full = next((i for i in range(0, len(wanted), 4096) if arrived[i : i + 4096] != wanted[i : i + 4096]), len(wanted))
     assert not any(arrived[full + 4096 :])
+
+
+class EndingGuard(FakeGuard):
+    """The grant ends while the third chunk is copied."""
+
+    def check_read(self, grant, epoch, reader, blocks) -> None:
+        super().check_read(grant, epoch, reader, blocks)
+        if self.asked > 3:
+            raise StaleEpoch("epoch: the grant has ended", field="epoch")
+
+
+async def test_I7_what_is_copied_after_a_grant_has_ended_is_never_sent(reader):
+    """Its blocks may be another tenant's by then: the owner looks again after each copy, and ends the connection."""
+    held = pool(1, LARGE, 16)
+    lender = HostLender(LARGE, 16, {n: memoryview(a.reshape(-1)) for n, a in held.items()})
+    guard = EndingGuard()
+    exporter = TcpExporter(OWNER, lender, guard, SystemClock())
+    read = request(LARGE, range(16), 16)
+    into = staging(read)
+    with pytest.raises(Lost):
+        await reader.read(read, await exporter.start(), into, SOON)
+    await exporter.close()
+    assert guard.asked == 4
+    assert not any(bytes(into[LARGE[0].id])[2 * TCP_CHUNK_BYTES :])

@@ -309,6 +309,24 @@ async def test_a_withdrawal_in_mid_write_ends_it_or_says_that_it_cannot(name):
             assert content(image) == before
 
 
+@pytest.mark.parametrize("name", GUARDED)
+async def test_no_byte_that_is_on_its_way_arrives_after_a_withdrawal(name):
+    """The writer knows nothing of it and goes on sending."""
+    regions = (shape("tp0.kv", 64, 1 << 13),)
+    async with World(regions, 16) as world:
+        for turn in range(4, 40, 3):
+            wanted = target(regions, 16)
+            image = world.importers[name].expose(wanted)
+            task = asyncio.create_task(world.write(name, write(wanted), range(16)))
+            await turns(turn)
+            assert await world.importers[name].withdraw(wanted.grant)
+            before = content(image)
+            await turns(40)
+            assert content(image) == before
+            await asyncio.wait({task})
+            assert task.exception() is None or isinstance(task.exception(), Lost | Rejected)
+
+
 @pytest.mark.parametrize("name", ALL)
 async def test_a_late_write_reaches_no_image_of_anybodys(name):
     """The canary: the writer has answered, its grant has ended, and now it writes again."""

@@ -12,7 +12,7 @@ from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount, Duration, blocks_for
 from isthmus.core.waiting import through, within
 from isthmus.handoff.exposure import Exposed, Exposures, order_prefill
-from isthmus.handoff.images import blocks_between, image_bytes, regions_of
+from isthmus.handoff.images import image_blocks, image_bytes, regions_of
 from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder, WrittenOrder
 from isthmus.handoff.reuse import Reuse, reusable
 from isthmus.handoff.seams import KVReader, Producer
@@ -165,9 +165,7 @@ class ConsumerSide:
         peer = self._peer_of(placed.producer, placed.producer_incarnation)
         if peer.importer is None:
             return None
-        num_blocks = blocks_between(
-            reserved.have_tokens, len(placed.request.token_ids), peer.representation.groups[0].block_size
-        )
+        num_blocks = image_blocks(peer.representation, reserved.have_tokens, len(placed.request.token_ids))[0]
         lease = Duration(self._deadlines.prefill.ns + self._deadlines.transfer.ns)
         return self._exposures.expose(reserved.handoff, peer.importer, peer.representation, num_blocks, lease)
 
@@ -226,9 +224,6 @@ class ConsumerSide:
 
     async def _be_written(self, planned: Planned, exposed: Exposed, producer: Producer) -> Arrived:
         state, handoff = planned.offered.state, exposed.handoff
-        if len(state.groups[0].block_ids) != exposed.target.num_blocks:
-            got, wanted = len(state.groups[0].block_ids), exposed.target.num_blocks
-            raise ManifestInvalid(f"groups.block_ids: {got}, wanted {wanted} as exposed", field="groups")
         order = WrittenOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
         await within(self._clock, self._deadlines.transfer, producer.written(order), "write")
         await self._exposures.take(exposed, state.ownership)

@@ -4,9 +4,9 @@
     a prompt begins     ─► blocks of the cache's own are filled from files, behind what is here already, and retained
 
 A block comes back as if a hand-off had filled it: reserved, filled, settled, retained. So the ledger knows no other way
-in, and a load that fails leaves nothing behind. It takes free blocks only, and none while anybody waits for some. What
-is read is held against its checksum, its key and its logical digest before it is retained (I1); what does not hold is
-computed again.
+in, and a load that fails leaves nothing behind. It takes free blocks, and retained ones that are worth less, and none
+while anybody waits for some. What is read is held against its checksum, its key and its logical digest before it is
+retained (I1); what does not hold is computed again.
 
 Tenants' bytes lie in the folder as they lie in memory: it is readable to this user only, and no more is promised.
 """
@@ -29,6 +29,7 @@ from isthmus.core.ids import BlockId, Digest, HandoffId, TenantId
 from isthmus.core.limits import FILE_WRITES_QUEUED_BYTES_MAX
 from isthmus.core.waiting import in_thread
 from isthmus.handoff.seams import BlockStore
+from isthmus.ownership.accounts import Assignment
 from isthmus.ownership.index import DurableIndex
 from isthmus.ownership.index_file import FileKey
 from isthmus.ownership.ledger import Ledger
@@ -187,17 +188,17 @@ class FileTier:
         """Bring back what follows the `matched` blocks of a prompt that are here; how many blocks were."""
         missing = names[matched:]
         there = await in_thread(self._thread, lambda _: self._count(label, missing))
-        wanted = min(there, self._ledger.available().blocks)
-        if not wanted or not self._idle():
+        if not there or not self._idle():
             return 0
         loader = HandoffId(self._clock.token())
         try:
             self._cache.pin(loader, names[:matched])
         except PrefixGone:
             return 0
-        own = self._ledger.try_reserve(loader, tenant=tenant, blocks=wanted, staging_bytes=0)
+        own = self._reserve(loader, tenant, there)
         if own is None:
-            raise Bug(f"{wanted} blocks are free and cannot be reserved", field="blocks")
+            self._cache.unpin(loader)
+            return 0
         self._ledger.fill(own.blocks, own.epoch)
         loaded: list[_Loaded] = []
         try:
@@ -219,6 +220,12 @@ class FileTier:
             self._ledger.free(own.blocks, own.epoch, Evidence.OWN_WORK_ENDED)
         self.counts.loaded += len(loaded)
         return len(loaded)
+
+    def _reserve(self, loader: HandoffId, tenant: TenantId, wanted: int) -> Assignment | None:
+        """Free blocks; if there are too few, those of prefixes that nobody has asked for as lately."""
+        self._cache.reclaim(max(0, wanted - self._ledger.available().blocks))
+        blocks = min(wanted, self._ledger.available().blocks)
+        return self._ledger.try_reserve(loader, tenant=tenant, blocks=blocks, staging_bytes=0) if blocks else None
 
     # inside; what follows runs in the index's thread
 

@@ -2,9 +2,10 @@
 
 from isthmus.core.units import BlockCount, ByteCount, blocks_for
 from isthmus.state.fields import RegionShape
+from isthmus.state.identity import TokenRange
 from isthmus.state.runtime_kv_state import KVRepresentation
 
-__all__ = ["blocks_between", "image_bytes", "regions_of"]
+__all__ = ["image_blocks", "image_bytes", "regions_of"]
 
 
 def regions_of(representation: KVRepresentation) -> tuple[RegionShape, ...]:
@@ -12,17 +13,23 @@ def regions_of(representation: KVRepresentation) -> tuple[RegionShape, ...]:
     return tuple(region for shards in representation.address() for shard in shards for region in shard.regions)
 
 
-def blocks_between(start: int, stop: int, block_size: int) -> BlockCount:
-    """How many blocks hold the tokens [start, stop): whole ones, from the one that token `start` lies in."""
-    return BlockCount(blocks_for(stop, block_size) - start // block_size)
+def image_blocks(representation: KVRepresentation, start: int, stop: int) -> tuple[BlockCount, ...]:
+    """How many whole blocks of each group hold what must be there of the tokens [start, stop); as a manifest has it."""
+    tokens, ranks = TokenRange(start=start, stop=stop), representation.partition.dcp_size
+    found = []
+    for group in representation.groups:
+        rows, span = group.held(tokens), group.block_size * ranks
+        found.append(BlockCount(blocks_for(rows.stop, span) - rows.start // span))
+    return tuple(found)
 
 
 def image_bytes(representation: KVRepresentation, start: int, stop: int) -> ByteCount:
     """What an image of the tokens [start, stop) takes."""
+    blocks = image_blocks(representation, start, stop)
     return ByteCount(
         sum(
-            region.size_bytes(blocks_between(start, stop, group.block_size))
-            for group, shards in zip(representation.groups, representation.address(), strict=True)
+            region.size_bytes(count)
+            for count, shards in zip(blocks, representation.address(), strict=True)
             for shard in shards
             for region in shard.regions
         )

@@ -141,8 +141,6 @@ class Pusher:
             holder=source.holder,
             holder_incarnation=source.holder_incarnation,
         )
-        lease = Duration(fill.ns + self._write.ns + self._lease.ns)
-        published = self._owner.publish(source.handoff, lease)
         target = Target(
             grant=registration.grant_id(),
             epoch=registration.fence(),
@@ -151,6 +149,8 @@ class Pusher:
             num_blocks=len(blocks),
         )
         push = _Push(target=target, route=route, blocks=tuple(blocks))
+        lease = Duration(fill.ns + self._write.ns + self._lease.ns)
+        published = self._owner.publish(source.handoff, lease)  # from here on `sent` is owed
         self._pushes[source.handoff] = push
         push.task = asyncio.create_task(self._run(push))
         push.task.add_done_callback(lambda task: self._ended(source.handoff, push, task))
@@ -199,10 +199,7 @@ class Pusher:
         push = self._pushes.get(handoff)
         if push is not None and push.task is not None:
             push.task.cancel()
-            try:
-                await settle(push.task)
-            finally:
-                self._ended(handoff, push, push.task)
+            await settle(push.task)
 
     async def close(self) -> None:
         """End all writing."""

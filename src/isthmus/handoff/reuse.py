@@ -141,7 +141,7 @@ class Reuse:
         return names[: (len(request.token_ids) - 1) // self.block_size]
 
     def _label(self, request: Request) -> bytes:
-        """Which tenant's a block is, for who has no names: no secret, and says nothing to who does not know the salt."""
+        """Which tenant's a block is: no secret, and it says nothing to who does not know the salt."""
         salt = tenant_salt(self._secret, request.tenant_id())
         return hashlib.blake2b(salt, digest_size=HASH_BYTES).digest()
 

@@ -21,7 +21,17 @@ from isthmus.state.identity import Identity
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 
-__all__ = ["BlockStore", "Engine", "KVReader", "KVWriter", "OnFilled", "Prefilled", "PrefixWriter", "Producer", "WatchFill"]
+__all__ = [
+    "BlockStore",
+    "Engine",
+    "KVReader",
+    "KVWriter",
+    "OnFilled",
+    "Prefilled",
+    "PrefixWriter",
+    "Producer",
+    "WatchFill",
+]
 
 OnFilled = Callable[[int], None]
 """Told, on the event loop, that the KV of the first so many tokens is filled and will not change."""

@@ -258,7 +258,9 @@ class Ledger:
         for block in account.blocks:
             self._account_of[block] = None
         if not account.retained:
-            self._of_tenant[account.tenant] -= len(account.blocks)
+            left = self._of_tenant.pop(account.tenant) - len(account.blocks)
+            if left:
+                self._of_tenant[account.tenant] = left  # a tenant that holds nothing leaves no trace
         gone = account.blocks
         kept: list[Assignment] = []
         if account.own or account.counts[Count.RETENTION]:

@@ -72,6 +72,11 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """As JSON."""
         handoffs = [passed for each in self.lives for passed in each.handoffs.values()]
+        reclaims = [
+            (passed.ended - passed.peer_lost) / 1e6
+            for passed in handoffs
+            if passed.ended is not None and passed.peer_lost is not None and passed.peer_lost <= passed.ended
+        ]
         return {
             "verdict": self.verdict,
             "files": self.files,
@@ -87,6 +92,8 @@ class Trace:
             "installs_compared": self.across.compared,
             "quarantines": sum(each.quarantines for each in self.lives),
             "quarantined_blocks_max": max((each.quarantined_max for each in self.lives), default=0),
+            "reclaims_after_a_proven_death": len(reclaims),
+            "reclaim_ms_p99": percentile(reclaims, 0.99),
             "faults": self.faults[:FINDINGS_SHOWN_MAX],
             "gaps": self.gaps[:FINDINGS_SHOWN_MAX],
         }

@@ -20,12 +20,14 @@ from isthmus.ownership.journal import Entry
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import execute
 from isthmus.ownership.protocol import destination, source
+from isthmus.ownership.protocol.drain import DEATH_PROVEN
 from isthmus.ownership.protocol.effects import Effect, QuarantineBlocks, ReplyConfirmed
 from isthmus.ownership.protocol.events import (
     Arrived,
     Confirm,
     Confirmed,
     DestinationEvent,
+    PeerLost,
     ReserveDestination,
     ReserveSource,
     SourceEvent,
@@ -47,7 +49,9 @@ _TYPES: Mapping[Side, Mapping[str, type[Any]]] = {
 
 @dataclass(slots=True, kw_only=True)
 class Passed:
-    """What one hand-off went through in one life. `confirms`: of each yes, the epoch and when."""
+    """What one hand-off went through in one life. `confirms`: of each yes, the epoch and when. `peer_lost`: when this
+    side was told of the proven death of the other.
+    """
 
     handoff: HandoffId
     peer: WorkerId
@@ -56,6 +60,7 @@ class Passed:
     began: Instant
     state: State
     ended: Instant | None = None
+    peer_lost: Instant | None = None
     confirms: list[tuple[Epoch, Instant]] = field(default_factory=list)
     arrived: Instant | None = None
     installed: Instant | None = None
@@ -92,6 +97,24 @@ def replay(life: Life) -> Replayed:
             return replayed
     replayer.finish()
     return replayed
+
+
+def _observe(at: Instant, event: Event, effects: tuple[Effect, ...], passed: Passed) -> None:
+    """Keep what the other side's journal will be asked about."""
+    match event:
+        case Confirm() if any(isinstance(effect, ReplyConfirmed) for effect in effects):
+            passed.confirms.append((event.epoch, at))
+        case PeerLost(evidence=evidence, worker=worker, incarnation=life) if evidence in DEATH_PROVEN:
+            if (worker, life) == (passed.peer, passed.peer_incarnation) and passed.peer_lost is None:
+                passed.peer_lost = at
+        case Arrived():
+            passed.arrived = at
+        case _:
+            pass
+    if passed.state.phase is DestinationPhase.INSTALLED and passed.installed is None:
+        passed.installed = at
+        if isinstance(event, Confirmed):
+            passed.confirms.append((event.epoch, at))
 
 
 class _Replayer:
@@ -168,14 +191,7 @@ class _Replayer:
         state, effects = self._step(before, event)
         passed.state = state
         self._execute(effects)
-        if isinstance(event, Confirm) and any(isinstance(effect, ReplyConfirmed) for effect in effects):
-            passed.confirms.append((event.epoch, entry.at))
-        if isinstance(event, Arrived):
-            passed.arrived = entry.at
-        if state.phase is DestinationPhase.INSTALLED and passed.installed is None:
-            passed.installed = entry.at
-            if isinstance(event, Confirmed):
-                passed.confirms.append((event.epoch, entry.at))
+        _observe(entry.at, event, effects, passed)
         if state.ended and not before.ended:
             passed.ended = entry.at
             for block in before.blocks:

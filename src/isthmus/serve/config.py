@@ -81,8 +81,8 @@ class PrefixCachingConfig(_Config):
     What is kept gives way to requests. `retention` is `lru`, `lfu`, or `cost` (time to compute again for its bytes,
     times expected reuse); a use counts half as much after each `half_life_ms`. `blocks_max`: by default the whole pool.
 
-    `files_folder`: blocks that are given up lie there from then on, `files_bytes_max` of each worker, and outlive it. They
-    are the tenants' KV, readable to this user only.
+    `files_folder`: blocks that are given up lie there from then on, `files_bytes_max` of each worker, and outlive it.
+    They are the tenants' KV, readable to this user only.
     """
 
     enabled: bool = False

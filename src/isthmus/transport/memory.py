@@ -111,6 +111,8 @@ class MemoryReader:
         for region in request.regions:
             for chunk in chunks_of(region, len(request.blocks), self._chunk_bytes):
                 self._hub.get(endpoint.key)  # an exporter that has closed lends nothing any more
+                ids = request.blocks[chunk.block_start : chunk.block_stop]
+                exporter.guard.check_read(request.grant, request.epoch, request.reader, ids)  # I7: for this chunk
                 copy_chunk(exporter.lender, request, region, chunk, staging[region.id][chunk.start : chunk.stop])
                 await asyncio.sleep(0)  # a turn for others, and where a cancellation arrives; no time is meant
         return request.size_bytes

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +24,7 @@ def chaos(
     sigstops: Annotated[int, Parameter(help="SIGSTOPs to deal, of 0.1 s to 4 leases each.")] = 20,
     seconds: Annotated[float, Parameter(help="Spread the faults over so long.")] = 40.0,
     model: Annotated[str, Parameter(help="tiny (random weights) or smollm2.")] = "tiny",
+    mode: Annotated[Literal["pull", "push", "send"], Parameter(help="Who moves the KV.")] = "pull",
     seed: Annotated[int, Parameter(help="Which faults, on whom, when.")] = 1,
     keep: Annotated[bool, Parameter(negative="", help="Keep logs and journals of a run that passes.")] = False,
     save: Annotated[bool, Parameter(negative="", help="Keep the result under benchmarks/results/.")] = False,
@@ -43,7 +44,7 @@ def chaos(
 
     folder = Path(tempfile.mkdtemp(prefix="isthmus-chaos-"))
     order = ChaosOrder(
-        sigkills=sigkills, sigstops=sigstops, duration=Duration.of_seconds(seconds), model=model, seed=seed
+        sigkills=sigkills, sigstops=sigstops, duration=Duration.of_seconds(seconds), model=model, mode=mode, seed=seed
     )
     found = report(asyncio.run(run_chaos(order, folder, cache_folder(), _say)))
     if save:

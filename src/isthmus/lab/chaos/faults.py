@@ -18,6 +18,7 @@ STOP_SHORTEST = Duration.of_ms(100)
 STOP_LONGEST_LEASES = 4
 LINK_SHORTEST, LINK_LONGEST = Duration.of_ms(50), Duration.of_ms(2_500)
 RETRY = Duration.of_ms(20)
+REAPED = Duration.of_ms(500)
 
 
 class Faults:
@@ -39,7 +40,7 @@ class Faults:
         end = after(self._clock.now(), duration)
         left = {"sigkill": sigkills, "sigstop": sigstops}
         pause = duration / max(1, sigkills + sigstops)
-        while any(left.values()):
+        while any(left.values()) or await self._missed(sigkills, left):
             start = self._clock.now()
             await self._one(left)
             if self._chance.happens(DOUBLE_SHARE) and any(left.values()):
@@ -53,6 +54,12 @@ class Faults:
         await self._clock.sleep(Duration(max(0, end - self._clock.now())))
         if self._lasting:
             await asyncio.wait(self._lasting)
+
+    async def _missed(self, sigkills: int, left: dict[str, int]) -> bool:
+        """A SIGKILL may meet a process that is just ending by itself: then it has killed nobody, and another is due."""
+        await self._clock.sleep(REAPED)
+        left["sigkill"] = max(0, sigkills - self._fleet.killed)
+        return left["sigkill"] > 0
 
     async def _one(self, left: dict[str, int]) -> None:
         kind = self._chance.pick([kind for kind, count in left.items() for _ in range(count)])

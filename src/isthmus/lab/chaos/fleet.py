@@ -111,6 +111,11 @@ class Fleet:
         child, member = self.deployment.children[name], self._members[name]
         return child.process.returncode is None and not member.unrecovered
 
+    @property
+    def killed(self) -> int:
+        """How many processes a SIGKILL of ours has ended."""
+        return sum(death.cause is Cause.KILLED for death in self.deaths)
+
     def frozen(self, name: str) -> bool:
         return self._members[name].frozen
 

@@ -6,6 +6,7 @@ reclaim after a proven death: p99 below 1.5 leases
 
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ RECLAIM_LEASES_MAX = 1.5
 EXCUSE_AFTER = Duration.of_seconds(1)
 """A cut that shows itself this long after the gateway was back is still its death's: the client had to notice."""
 
-SHOWN_MAX = 20
+SHOWN_MAX, REASON_CHARS = 20, 60
 PACKAGES = ("isthmus", "torch", "transformers", "httpx", "msgspec")
 
 
@@ -44,19 +45,20 @@ def report(run: ChaosRun) -> dict[str, Any]:
     order = run.order
     rows = [row("recovery after SIGKILL", recoveries, "s")] if recoveries else []
     rows += [row("reclaim after a peer's death", reclaims, "s")] if reclaims else []
-    found = result(f"chaos-{order.model}", rows, PACKAGES)
+    found = result(f"chaos-{order.model}-{order.mode}", rows, PACKAGES)
     return found | {
         "command": _command(run),
         "seed": order.seed,
         "passed": not findings,
         "findings": findings,
         "seconds": (run.ended - run.began) / 1e9,
-        "sigkills": run.dealt.get("sigkill", 0),
+        "sigkills": kills,
         "sigstops": run.dealt.get("sigstop", 0),
         "faults": run.dealt,
         "connections_harmed": run.harmed,
         "ends": {cause.value: sum(death.cause is cause for death in run.deaths) for cause in Cause},
         "requests": {"all": len(run.answered), **endings, "cut_without_excuse": len(cut)},
+        "errors": dict(Counter(each.reason[:REASON_CHARS] for each in run.answered if each.ending is Ending.ERROR)),
         "requests_failed_per_kill": (endings["error"] + endings["cut"]) / kills if kills else 0.0,
         "request_seconds": _spread([(each.ended - each.began) / 1e9 for each in run.answered]),
         "blocks_leaked": run.held or 0,
@@ -76,7 +78,8 @@ def report(run: ChaosRun) -> dict[str, Any]:
 def _command(run: ChaosRun) -> str:
     order = run.order
     numbers = [f"--sigkills={order.sigkills}", f"--sigstops={order.sigstops}", f"--seconds={order.duration.seconds:g}"]
-    return shlex.join(["isthmus", "verify", "chaos", *numbers, f"--model={order.model}", f"--seed={order.seed}"])
+    what = [f"--model={order.model}", f"--mode={order.mode}", f"--seed={order.seed}"]
+    return shlex.join(["isthmus", "verify", "chaos", *numbers, *what])
 
 
 def _starved(run: ChaosRun) -> str:

@@ -45,6 +45,7 @@ class ChaosOrder:
     duration: Duration
     model: str
     seed: int
+    mode: str = "pull"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ async def run_deployment(
         if not disk.mounted:
             say("no rights to mount a disk: no member is starved of it")
         full_disk = disk.at if disk.mounted else None
-        shape = shape_of(model, folder, heads=KV_HEADS[order.model], full_disk=full_disk)
+        shape = shape_of(model, folder, heads=KV_HEADS[order.model], mode=order.mode, full_disk=full_disk)
         links = {
             link.name: await stack.enter_async_context(FaultProxy(link.listens, link.target, clock))
             for link in shape.links
@@ -184,7 +185,8 @@ async def _held(fleet: Fleet) -> dict[str, Any]:
     found: dict[str, Any] = {name: "no answer" for name in fleet.names[1:] if name not in ledgers}
     for name, ledger in ledgers.items():
         blocks = ledger.get("blocks", {})
-        if ledger.get("live") != [] or blocks.get("free") != blocks.get("total") or blocks.get("staging_bytes"):
+        unaccounted = blocks.get("total", -1) - blocks.get("free", 0) - blocks.get("retained", 0)
+        if ledger.get("live") != [] or unaccounted or blocks.get("staging_bytes"):
             found[name] = ledger
     return found
 

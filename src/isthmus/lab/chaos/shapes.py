@@ -52,7 +52,7 @@ class Shape:
         return ["gateway", *(str(worker) for worker, _ in self.config.workers())]
 
 
-def shape_of(model: Path, folder: Path, *, heads: int, full_disk: Path | None) -> Shape:
+def shape_of(model: Path, folder: Path, *, heads: int, mode: str, full_disk: Path | None) -> Shape:
     """Write the file; `heads` is the model's number of KV heads. One member's journal goes to `full_disk`, if any."""
     port, control, own, own_tcp, *proxies = free_ports(8)
     links = tuple(
@@ -80,8 +80,9 @@ def shape_of(model: Path, folder: Path, *, heads: int, full_disk: Path | None) -
             "heartbeat_timeout_ms": HEARTBEAT_TIMEOUT_MS,
             "worker_wait_ms": 3_000,
         },
-        "deadlines": {"reserve_ms": 5_000, "prefill_ms": 5_000, "transfer_ms": 3_000, "confirm_ms": 1_000},
+        "deadlines": {"reserve_ms": 10_000, "prefill_ms": 15_000, "transfer_ms": 3_000, "confirm_ms": 1_000},
         "lease_ms": round(LEASE.ms),
+        "handoff_mode": mode,
         "journal": str(folder / "journals"),
         "pools": [
             _pool("prefill-nhd", "prefill", kv_layout="NHD", kv_order="kv_outer", block_size=16),

@@ -187,8 +187,11 @@ def run_campaign(order: CampaignOrder, say: Callable[[str], None]) -> Campaign:
     if order.corpus:
         _run_corpus(campaign, say)
 
+    def time_left() -> float:
+        return float("inf") if order.duration is None else (began + order.duration.ns - clock.now()) / 1e9
+
     def over() -> bool:
-        return order.duration is not None and clock.now() >= began + order.duration.ns
+        return time_left() <= 0
 
     def done(start: int, number: int, tally: Tally) -> None:
         campaign.tally.merge(tally)
@@ -209,7 +212,7 @@ def run_campaign(order: CampaignOrder, say: Callable[[str], None]) -> Campaign:
             tally, number = tally_of(range(start, stop), over)
             done(start, number, tally)
     else:
-        _in_processes(order.jobs, work, over, done)
+        _in_processes(order.jobs, work, time_left, done)
     _account(campaign, before, began, clock.now())
     _save(campaign, order.save)
     return campaign
@@ -239,33 +242,37 @@ def _cut(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def _in_processes(
     jobs: int,
     work: Iterator[tuple[int, int]],
-    over: Callable[[], bool],
+    time_left: Callable[[], float],
     done: Callable[[int, int, Tally], None],
 ) -> None:
-    """Each range in a process of its own, `jobs` at once. Ranges that have begun are finished."""
+    """Each range in a process of its own, `jobs` at once."""
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="seeds") as threads:
-        running: dict[Future[Tally], tuple[int, int]] = {}
+        running: dict[Future[tuple[Tally, int]], int] = {}
         while True:
-            while len(running) < jobs and not over():
+            while len(running) < jobs and (seconds := time_left()) > 0:
                 part = next(work, None)
                 if part is None:
                     break
-                running[threads.submit(_job, *part)] = part
+                running[threads.submit(_job, *part, seconds)] = part[0]
             if not running:
                 return
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                start, stop = running.pop(ended)
-                done(start, stop - start, ended.result())
+                tally, number = ended.result()
+                done(running.pop(ended), number, tally)
 
 
-def _job(start: int, stop: int) -> Tally:
+def _job(start: int, stop: int, seconds: float) -> tuple[Tally, int]:
+    """One range, or as much of it as can be done in so long; returns how many seeds that were."""
     command = [sys.executable, "-m", "isthmus", "verify", "seeds"]
     command += ["--start", str(start), "--count", str(stop - start), "--no-corpus", "--json"]
+    if seconds != float("inf"):
+        command += ["--seconds", str(seconds)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        return msgspec.convert(json.loads(found.stdout)["tally"], Tally)
+        tally = msgspec.convert(json.loads(found.stdout)["tally"], Tally)
     except (ValueError, KeyError, msgspec.ValidationError) as error:
         raise Lost(f"job: seeds {start} to {stop} ended with {found.returncode}: {found.stderr[-2000:]}") from error
+    return tally, tally.seeds
 
 
 def _load(path: Path | None) -> Campaign:

@@ -5,9 +5,8 @@ reaches nobody; its caller hears of a closed connection, or nothing.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -269,8 +268,3 @@ class Network:
             return False
         self.transcript.fault(fault, sender[0], what, number)
         return True
-
-
-def run_in(loop: VirtualLoop, station: Station, work: Coroutine[Any, Any, object]) -> None:
-    """Have a station's own process do something."""
-    loop.spawn(station.process, work)

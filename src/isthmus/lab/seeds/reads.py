@@ -104,41 +104,43 @@ class OneSidedReader(_Reader):
         return request.size_bytes
 
 
+_Piece = tuple[RegionId, int, bytes] | IsthmusError | None
+"""Bytes of a region and where they begin; why there are none; or the end."""
+
+
 class ServedReader(_Reader):
-    """Has the owner's process send; what comes after the read is over is dropped."""
+    """Has the owner's process send. What comes after the read is over is dropped; its end is heard there late."""
 
     async def _read(self, request: BlockRead, export: Export, staging: Mapping[RegionId, memoryview]) -> ByteCount:
-        arrived: asyncio.Queue[tuple[RegionId, int, bytes] | IsthmusError | None] = asyncio.Queue()
-        reader = self._loop.current
+        arrived: asyncio.Queue[_Piece] = asyncio.Queue()
+        reader, serving = self._loop.current, list[asyncio.Task[None]]()
         if export.process.dead:
             raise PeerLost("endpoint: nobody listens", field="endpoint")
 
-        def send(what: tuple[RegionId, int, bytes] | IsthmusError | None) -> None:
-            self._loop.call_in_of(reader, self._step.ns, arrived.put_nowait, what)
+        def send(piece: _Piece) -> None:
+            self._loop.call_in_of(reader, self._step.ns, arrived.put_nowait, piece)
 
-        self._loop.call_in_of(export.process, self._step.ns, self._serve_in_owner, request, export, send)
-        while (what := await arrived.get()) is not None:
-            if isinstance(what, IsthmusError):
-                raise what
-            region, start, data = what
-            staging[region][start : start + len(data)] = data
+        def begin() -> None:
+            serving.append(asyncio.create_task(self._serve(request, export, send)))
+            export.serving.setdefault(self._life, []).extend(serving)
+
+        def end() -> None:
+            for task in serving:
+                task.cancel()
+
+        self._loop.call_in_of(export.process, self._step.ns, begin)
+        try:
+            while (piece := await arrived.get()) is not None:
+                if isinstance(piece, IsthmusError):
+                    raise piece
+                region, start, data = piece
+                staging[region][start : start + len(data)] = data
+        finally:
+            self._loop.call_in_of(export.process, self._step.ns, end)  # the connection is closed
         return request.size_bytes
 
-    def _serve_in_owner(
-        self,
-        request: BlockRead,
-        export: Export,
-        send: Callable[[tuple[RegionId, int, bytes] | IsthmusError | None], None],
-    ) -> None:
-        task = asyncio.create_task(self._serve(request, export, send))
-        export.serving.setdefault(self._life, []).append(task)
-
-    async def _serve(
-        self,
-        request: BlockRead,
-        export: Export,
-        send: Callable[[tuple[RegionId, int, bytes] | IsthmusError | None], None],
-    ) -> None:
+    async def _serve(self, request: BlockRead, export: Export, send: Callable[[_Piece], None]) -> None:
+        """In the owner's process: the guard is asked before the first byte, as the real exporter does."""
         try:
             export.guard.check_read(request.grant, request.epoch, request.reader, request.blocks)
         except IsthmusError as refused:

@@ -5,11 +5,7 @@ from collections import Counter
 
 from isthmus.lab.seeds.loop import VirtualLoop
 
-__all__ = ["Transcript", "Violation"]
-
-
-class Violation(Exception):
-    """A rule does not hold. Of the simulation's own checks; what production code catches it never sees."""
+__all__ = ["Transcript"]
 
 
 class Transcript:

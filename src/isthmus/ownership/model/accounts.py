@@ -5,7 +5,7 @@ reaches only blocks that are assigned to who asked for it, and counts end once a
 """
 
 from isthmus.ownership.accounts import BlockState
-from isthmus.ownership.model.records import EMPTY, NOBODY, Slot, Worker
+from isthmus.ownership.model.records import EMPTY, NOBODY, PREFIX, Slot, Worker
 from isthmus.ownership.model.scope import Scope
 from isthmus.ownership.model.violations import Violation
 from isthmus.ownership.protocol.effects import (
@@ -21,7 +21,7 @@ from isthmus.ownership.protocol.effects import (
     ReleaseStaging,
 )
 
-__all__ = ["assign", "execute", "owned", "point", "staged", "takeable", "tidy", "with_slot"]
+__all__ = ["assign", "execute", "owned", "pin", "point", "staged", "takeable", "tidy", "unpin", "with_slot"]
 
 _ON_BLOCKS = (
     MarkFilling,
@@ -53,7 +53,9 @@ def with_slot(worker: Worker, index: int, slot: Slot) -> Worker:
 
 
 def takeable(scope: Scope, slot: Slot) -> bool:
-    """Whether the ledger may give a block away."""
+    """Whether the ledger may give a block away: it is free, or retained and used by nobody."""
+    if slot.owner == PREFIX:
+        return not slot.active or scope.switches.evict_while_used
     if slot.account == BlockState.QUARANTINED:
         return scope.switches.reuse_in_doubt
     return slot.account == BlockState.FREE
@@ -62,11 +64,12 @@ def takeable(scope: Scope, slot: Slot) -> bool:
 def assign(worker: Worker, index: int, claim: int, *, staging: bool) -> Worker:
     """The ledger gives a free slot to a hand-off, and a unit of staging with it."""
     slot = worker.slots[index]
-    if slot.account not in (BlockState.FREE, BlockState.QUARANTINED):
+    if slot.account not in (BlockState.FREE, BlockState.QUARANTINED) and slot.owner != PREFIX:
         raise Violation("I10", f"a block that is {BlockState(slot.account).name.lower()} was given away")
     reserved = slot._replace(
         account=int(BlockState.RESERVED),
         owner=claim,
+        active=0,
         staged=claim if staging else NOBODY,
     )
     return with_slot(worker, index, reserved)
@@ -77,6 +80,20 @@ def point(worker: Worker, owner: int, claim: int) -> Worker:
     index = owned(worker, owner)
     slot = worker.slots[index]
     return worker if index == NOBODY else with_slot(worker, index, slot._replace(pointers=slot.pointers | 1 << claim))
+
+
+def pin(worker: Worker, claim: int) -> Worker:
+    """One user more of the retained block, of which `claim` is the address."""
+    index = owned(worker, PREFIX)
+    slot = worker.slots[index]
+    return with_slot(worker, index, slot._replace(active=slot.active + 1, pointers=slot.pointers | 1 << claim))
+
+
+def unpin(worker: Worker) -> Worker:
+    """One user less."""
+    index = owned(worker, PREFIX)
+    slot = worker.slots[index]
+    return worker if index == NOBODY else with_slot(worker, index, slot._replace(active=_less(slot.active, "use")))
 
 
 def execute(worker: Worker, claim: int, effect: Effect) -> Worker:

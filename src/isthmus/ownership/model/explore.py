@@ -13,7 +13,7 @@ from isthmus.core.errors import Bug
 from isthmus.ownership.accounts import BlockState
 from isthmus.ownership.model.counterexample import Counterexample, retrace
 from isthmus.ownership.model.packing import World
-from isthmus.ownership.model.records import NOBODY
+from isthmus.ownership.model.records import NOBODY, PREFIX
 from isthmus.ownership.model.space import Space
 from isthmus.ownership.model.violations import Violation
 
@@ -115,7 +115,8 @@ def left_behind(world: World) -> Violation | None:
     """What a system that will not go on by itself still holds, or has not answered."""
     for worker in world.producers + world.consumers:
         for slot in worker.slots:
-            if slot.account != BlockState.FREE or slot.grants or slot.active or slot.pointers or slot.staged != NOBODY:
+            kept = slot.account != BlockState.FREE and slot.owner != PREFIX
+            if kept or slot.grants or slot.active or slot.pointers or slot.staged != NOBODY:
                 return Violation("I8", f"a block is left behind: {slot}")
     for index, request in enumerate(world.requests):
         if not request.ended:

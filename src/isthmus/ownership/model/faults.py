@@ -1,9 +1,9 @@
 """What befalls a worker: it dies and another is started under its name; it pauses, and goes on; it is fenced meanwhile.
 
 A worker that dies loses its memory, its ledger and its hand-offs; its peers learn of it later, one by one. What it had
-sent may still arrive; a copy from its memory sees nothing any more, and a copy into it is lost. A paused worker neither sends nor receives
-nor copies, and goes on as if nothing had been; leases run out meanwhile. A fenced one begins nothing new; its process is
-ended sooner or later, before which it may wake up and go on.
+sent may still arrive; a copy from its memory sees nothing any more, and a copy into it is lost. A paused worker neither
+sends nor receives nor copies, and goes on as if nothing had been; leases run out meanwhile. A fenced one begins nothing
+new; its process is ended sooner or later, before which it may wake up and go on.
 """
 
 from collections.abc import Iterator

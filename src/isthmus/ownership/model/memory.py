@@ -5,7 +5,7 @@ at that moment, whoever's it is by then. Owns the checks of I2 and I7 on bytes t
 """
 
 from isthmus.ownership.model.accounts import owned, with_slot
-from isthmus.ownership.model.records import EMPTY, FLIPPED, MINE, NOBODY, OTHER, SPOILED, Worker
+from isthmus.ownership.model.records import EMPTY, FLIPPED, MINE, NOBODY, OTHER, PREFIX, PREFIX_STAMP, SPOILED, Worker
 from isthmus.ownership.model.turn import Turn
 from isthmus.ownership.model.violations import Violation
 from isthmus.ownership.protocol.states import DestinationPhase, LogicalOutcome
@@ -16,15 +16,18 @@ __all__ = ["convert", "fill", "see", "spoiled", "write"]
 def see(turn: Turn, part: int, chunk: int) -> int:
     """Copy a chunk of the source, one-sidedly: what is there now is what is seen."""
     claim = turn.claim(part)
-    at = _pointed(turn.producer, claim)
+    shared = turn.part(part).prefix and chunk == 0
+    at = _pointed(turn.producer, claim + turn.scope.claims if shared else claim)
     if at == NOBODY:
         return EMPTY
     slot = turn.producer.slots[at]
     stamp = slot.stamps[chunk]
-    if slot.owner != claim:
-        turn.marks.add("a read after its block was freed")
-    if stamp == claim + 1:
+    if slot.owner != (PREFIX if shared else claim):
+        turn.marks.add("a read after its prefix was evicted" if shared else "a read after its block was freed")
+    if stamp == (PREFIX_STAMP if shared else claim + 1):
         return MINE
+    if stamp == PREFIX_STAMP:
+        return OTHER  # retained for every request of the tenant, but not what this one is to read here
     if stamp == EMPTY:
         return EMPTY
     if _tenant_of(turn, stamp) != turn.scope.tenant(turn.index):

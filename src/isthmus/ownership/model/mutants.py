@@ -177,9 +177,7 @@ _SOURCE_ENDS: Final = (
         "I2",
         _PULL,
         "source_ends",
-        """        draining = replace(state, phase=SourcePhase.DRAINING, outcome=outcome, access=PhysicalAccess.DRAINING)
-        return draining, (StopCompute(),)
-""",
+        "        return draining, (StopCompute(),)\n",
         """        use = EndUse(blocks=state.blocks, epoch=state.epoch)
         return _release(state, outcome, Evidence.OWN_WORK_ENDED, (StopCompute(), use))
 """,
@@ -190,9 +188,7 @@ _SOURCE_ENDS: Final = (
         "I7",
         _TENANTS,
         "source_ends",
-        """        draining = replace(state, phase=SourcePhase.DRAINING, outcome=outcome, access=PhysicalAccess.DRAINING)
-        return draining, (CloseGrant(blocks=state.blocks, epoch=state.epoch),)  # I4
-""",
+        "        return draining, (CloseGrant(blocks=state.blocks, epoch=state.epoch),)  # I4\n",
         """        closed = (CloseGrant(blocks=state.blocks, epoch=state.epoch),)
         return _release(state, outcome, Evidence.OWN_WORK_ENDED, closed)
 """,
@@ -376,6 +372,13 @@ _SHELL: Final = (
         "I2",
         _PUSH,
         Switches(reuse_in_doubt=True),
+    ),
+    _shell(
+        "prefix_evicted_in_use",
+        "a prefix that a hand-off counts on is not evicted",
+        "I1",
+        replace(_PULL, source_slots=2, prefix=True, faults=Faults()),
+        Switches(evict_while_used=True),
     ),
     _shell(
         "abandoned_before_stopped",

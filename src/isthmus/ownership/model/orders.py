@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from isthmus.ownership.model.accounts import assign, point, staged, takeable
+from isthmus.ownership.model.accounts import assign, owned, pin, point, staged, takeable
 from isthmus.ownership.model.options import Option
-from isthmus.ownership.model.records import ABSENT, Engine, Worker
+from isthmus.ownership.model.records import ABSENT, NOBODY, PREFIX, Engine, Worker
 from isthmus.ownership.model.turn import CONSUMER, HANDOFF, LIFE, OWN_BLOCKS, OWN_EPOCH, PRODUCER, Turn, tenant
 from isthmus.ownership.protocol.events import ReserveDestination, ReserveSource
 
@@ -34,7 +34,12 @@ def order_options(turn: Turn) -> Iterator[Option]:
     for index, part in enumerate(turn.request.parts):
         if part.source == ABSENT and not part.barred:
             for slot in free_slots(turn, turn.producer):
-                yield Option(f"the order reaches the producer, which reserves block {slot}", _Reserve(index, slot))
+                label = f"the order reaches the producer, which reserves block {slot}"
+                retained = owned(turn.producer, PREFIX)
+                if retained in (NOBODY, slot):
+                    yield Option(label, _Reserve(index, slot, prefix=False))
+                else:
+                    yield Option(f"{label} after the retained prefix", _Reserve(index, slot, prefix=True))
 
 
 class _Begin:
@@ -66,14 +71,21 @@ class _Begin:
 class _Reserve:
     """The producer reserves, and its engine starts."""
 
-    def __init__(self, index: int, slot: int) -> None:
-        self.index, self.slot = index, slot
+    def __init__(self, index: int, slot: int, *, prefix: bool) -> None:
+        self.index, self.slot, self.prefix = index, slot, prefix
 
     def __call__(self, turn: Turn) -> None:
         claim = turn.claim(self.index)
         if turn.producer.slots[self.slot].pointers & ~(1 << claim):
             turn.marks.add("a block was reused under somebody who may still read it")
+        if turn.producer.slots[self.slot].owner == PREFIX:
+            turn.marks.add("a retained prefix was evicted")
         turn.producer = assign(turn.producer, self.slot, claim, staging=False)
+        if self.prefix:
+            turn.producer = pin(turn.producer, claim + turn.scope.claims)
+            turn.change_part(self.index, prefix=True)
+            if turn.producer.slots[owned(turn.producer, PREFIX)].active == 2:
+                turn.marks.add("two hand-offs shared one source block")
         reserve = ReserveSource(
             handoff=HANDOFF,
             holder=CONSUMER,

@@ -9,7 +9,17 @@ at 1, so that a field that is masked out is not mistaken for one that is there.
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from isthmus.core.errors import Bug
-from isthmus.ownership.model.records import ABSENT, FREE_SLOT, IDLE, Request, Slot, Worker
+from isthmus.ownership.accounts import BlockState
+from isthmus.ownership.model.records import (
+    ABSENT,
+    FREE_SLOT,
+    IDLE,
+    PREFIX,
+    PREFIX_STAMP,
+    Request,
+    Slot,
+    Worker,
+)
 from isthmus.ownership.model.scope import Scope
 
 __all__ = ["HEAD_MASK", "REQUEST_MASK", "SLOT_MASK", "Packing", "World"]
@@ -109,10 +119,12 @@ def initial_world(scope: Scope) -> World:
     )
     return World(
         (request,) * scope.requests,
-        (_worker(scope.source_slots),) * scope.producers,
+        (_worker(scope.source_slots, retained=scope.prefix),) * scope.producers,
         (_worker(scope.destination_slots),) * scope.consumers,
     )
 
 
-def _worker(slots: int) -> Worker:
-    return Worker(lives=0, naps=0, paused=False, fenced=False, slots=(FREE_SLOT,) * slots)
+def _worker(slots: int, *, retained: bool = False) -> Worker:
+    free = (FREE_SLOT,) * slots
+    prefix = FREE_SLOT._replace(account=int(BlockState.RESIDENT), owner=PREFIX, stamps=(PREFIX_STAMP, PREFIX_STAMP))
+    return Worker(lives=0, naps=0, paused=False, fenced=False, slots=(prefix, *free[1:]) if retained else free)

@@ -21,6 +21,8 @@ __all__ = [
     "NOBODY",
     "OFFER",
     "OTHER",
+    "PREFIX",
+    "PREFIX_STAMP",
     "SPOILED",
     "WRITTEN",
     "YES",
@@ -35,11 +37,17 @@ __all__ = [
 ]
 
 NOBODY: Final = -1
+PREFIX: Final = -2
+"""Who owns a block that is retained for every request that begins as it does."""
+
 ABSENT: Final = 0
 """The id of "no protocol state"."""
 
 EMPTY, MINE, OTHER, FLIPPED = 0, 1, 2, 3
 """What a chunk was seen to hold, as its reader sees it. FLIPPED: the network has changed it on the way."""
+
+PREFIX_STAMP: Final = -2000
+"""The stamp of the retained block's bytes."""
 
 SPOILED: Final = -1000
 """The stamp of bytes that the network has changed."""
@@ -104,9 +112,10 @@ class Part(NamedTuple):
     """One part of a request. `source` is the producer's protocol state, by id.
 
     `over` says that the lease's time is over; `barred` that the producer will not reserve for it (again); `deaf` that
-    it has been told of the consumer's death and will not be told again (only where that guard is off); `copied` what
-    the copy has seen so far; `committed` (a ghost) that the owner has said yes. Under push and send: `image` is what the
-    consumer has for the producer to write into, `writes` what the producer's transfer is about.
+    it has been told of the consumer's death and will not be told again (only where that guard is off); `prefix` that
+    its first chunk is read from the retained block, which it keeps from being evicted while it lives; `copied` what
+    the copy has seen so far; `committed` (a ghost) that the owner has said yes. Under push and send: `image` is what
+    the consumer has for the producer to write into, `writes` what the producer's transfer is about.
     """
 
     source: int
@@ -114,6 +123,7 @@ class Part(NamedTuple):
     over: bool
     barred: bool
     deaf: bool
+    prefix: bool
     stage: int
     copied: tuple[int, ...]
     image: int
@@ -149,6 +159,7 @@ IDLE: Final = Part(
     over=False,
     barred=False,
     deaf=False,
+    prefix=False,
     stage=Stage.NOTHING,
     copied=(),
     image=Image.NONE,

@@ -1,14 +1,15 @@
 """Which slots a request has to do with, so that its view is no wider than it must be.
 
-A slot concerns a request that owns it, may still touch it, or staged with it; and a free slot concerns one that may take
-it. What is looked up is the *shapes* of all slots (who is concerned, and whether it is free), of which there are few.
+A slot concerns a request that owns it, may still touch it, or staged with it; and a free slot concerns one that may
+take it. What is looked up is the *shapes* of all slots (who is concerned, and whether it is free), of which there are
+few.
 """
 
 from typing import NamedTuple
 
 from isthmus.ownership.model.accounts import takeable
 from isthmus.ownership.model.packing import HEAD_MASK, REQUEST_MASK, SLOT_MASK, Packing
-from isthmus.ownership.model.records import NOBODY, Request, Slot
+from isthmus.ownership.model.records import PREFIX, Request, Slot
 
 __all__ = ["Relations", "Sight"]
 
@@ -79,6 +80,7 @@ class Relations:
     def _own(self, index: int, state: int, request: Request) -> tuple[Shifts, Shifts]:
         parts = self._packing.scope.parts
         claims = (1 << parts) - 1 << index * parts
+        claims |= claims << self._packing.scope.claims  # of a prefix
         return (
             tuple(shift for shift, slot in self._slots(state, request.producer) if _concerned(slot) & claims),
             tuple(
@@ -92,12 +94,13 @@ class Relations:
         """A producer may still reserve for the request: one view for each block that it might take."""
         if all(part.source or part.barred for part in request.parts):
             return []
+        retained = [shift for shift, slot in self._slots(state, request.producer) if slot.owner == PREFIX]
         return [
             self._sight(
                 index,
                 request.producer,
                 request.consumer,
-                tuple(sorted({*own.producer_slots, shift})),
+                tuple(sorted({*own.producer_slots, *retained, shift})),
                 own.consumer_slots,
                 taking=True,
             )
@@ -139,6 +142,6 @@ def _concerned(slot: Slot) -> int:
     """The claims that have to do with a slot, as a bit mask."""
     claims = slot.pointers
     for claim in (slot.owner, slot.staged):
-        if claim != NOBODY:
+        if claim >= 0:
             claims |= 1 << claim
     return claims

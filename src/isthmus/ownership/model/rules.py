@@ -1,8 +1,8 @@
 """Production's own protocol functions, memoised: what is checked is the code that runs, not a restatement of it.
 
 `Rules` are two `step`s and the two questions a reaper asks. `Steps` interns protocol states as small ints and remembers
-(state, event) → (state, effects), which `step` being pure makes sound. `evidence` is dropped from interned states: it is
-written for people, and no rule reads it.
+(state, event) → (state, effects), which `step` being pure makes sound. `evidence` is dropped from interned states: it
+is written for people, and no rule reads it.
 """
 
 from collections.abc import Callable

@@ -36,12 +36,14 @@ class Switches:
     abandon_before_stop: bool = False
     admit_without_staging: bool = False
     admit_the_dead: bool = False
+    evict_while_used: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """One finite world. `staging` is how many requests a consumer stages at once; None: as many as it has blocks.
 
+    `prefix`: one source block of each producer is retained at first, and holds the first chunk of every request.
     `depth_max` bounds the search; None is exhaustive. `reduced`: states that differ by a renaming are one.
     """
 
@@ -61,10 +63,16 @@ class Scope:
     switches: Switches = field(default_factory=Switches)
     depth_max: int | None = None
     reduced: bool = True
+    prefix: bool = False
 
     @property
     def sole_tenant(self) -> bool:
         return not self.tenants
+
+    @property
+    def claims(self) -> int:
+        """How many claims there are; a claim on a prefix is numbered after them all."""
+        return self.requests * self.parts
 
     def tenant(self, request: int) -> int:
         """The tenant that a request is of."""

@@ -84,6 +84,21 @@ def _all() -> tuple[Named, ...]:
         ),
         Named(
             scope=Scope(
+                name="prefix",
+                about="hand-offs that share a retained source block, which is evicted when nobody uses it",
+                requests=3,
+                source_slots=3,
+                prefix=True,
+            ),
+            sometimes=(
+                *_PULL,
+                "two hand-offs shared one source block",
+                "a retained prefix was evicted",
+                "a read after its prefix was evicted",
+            ),
+        ),
+        Named(
+            scope=Scope(
                 name="hostile",
                 about="forged and old messages, renewals long and short, bytes changed on the way",
                 requests=2,
@@ -184,8 +199,6 @@ def _large() -> tuple[Named, ...]:
     push, send = TriggerMode.PUSH, TriggerMode.SEND
     return (
         Named(scope=Scope(name="pull_large", about="five requests", requests=5), sometimes=_PULL),
-        Named(scope=Scope(name="push_large", about="three pushes", requests=3, mode=push), sometimes=_PUSH),
-        Named(scope=Scope(name="send_large", about="three sends", requests=3, mode=send), sometimes=_SEND),
         Named(
             scope=Scope(
                 name="fleet",
@@ -197,6 +210,10 @@ def _large() -> tuple[Named, ...]:
             sometimes=_PULL,
         ),
         Named(
+            scope=Scope(name="deaths_large", about="deaths, two blocks a side", requests=3, faults=Faults(crashes=1)),
+            sometimes=(*_PULL, *_DEATHS),
+        ),
+        Named(
             scope=Scope(
                 name="fleet_deaths",
                 about="the fleet with deaths and pauses, as deep as is affordable; beyond that, walks",
@@ -204,16 +221,52 @@ def _large() -> tuple[Named, ...]:
                 producers=2,
                 consumers=2,
                 faults=Faults(crashes=1, pauses=1),
-                depth_max=13,
+                depth_max=11,
             ),
             sometimes=("installed", "a reader was slower than its lease"),
         ),
+        Named(
+            scope=Scope(
+                name="push_deaths",
+                about="three pushes, with deaths",
+                requests=3,
+                source_slots=1,
+                destination_slots=1,
+                mode=push,
+                faults=Faults(crashes=1),
+            ),
+            sometimes=(*_PUSH, *_PUSH_DEATHS),
+        ),
+        Named(
+            scope=Scope(
+                name="send_deaths",
+                about="three sends, with deaths",
+                requests=3,
+                source_slots=1,
+                destination_slots=1,
+                mode=send,
+                faults=Faults(crashes=1),
+            ),
+            sometimes=(*_SEND, *_PUSH_DEATHS),
+        ),
+        Named(
+            scope=Scope(
+                name="parts_large",
+                about="two hand-offs of two parts each, side by side",
+                requests=2,
+                parts=2,
+                destination_slots=2,
+            ),
+            sometimes=("installed", "a read after its block was freed", "a confirmation was refused"),
+        ),
+        Named(scope=Scope(name="send_large", about="four sends", requests=4, mode=send), sometimes=_SEND),
+        Named(scope=Scope(name="push_large", about="four pushes", requests=4, mode=push), sometimes=_PUSH),
     )
 
 
 SCOPES: Final[Mapping[str, Named]] = {each.scope.name: each for each in _all()}
 
-_LARGE: Final = ("shared", "pull_large", "push_large", "send_large", "fleet", "fleet_deaths")
+_LARGE: Final = ("shared", *(each.scope.name for each in _large()))
 TIERS: Final[Mapping[str, tuple[str, ...]]] = {
     "quick": tuple(name for name in SCOPES if name not in _LARGE),
     "full": tuple(SCOPES),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from isthmus.ownership.accounts import BlockState
 from isthmus.ownership.model.counterexample import Counterexample
 from isthmus.ownership.model.packing import World
-from isthmus.ownership.model.records import MINE, NOBODY, Request, Slot
+from isthmus.ownership.model.records import MINE, NOBODY, PREFIX, Request, Slot
 from isthmus.ownership.model.rules import Steps
 
 __all__ = ["story"]
@@ -47,6 +47,6 @@ def _request(request: Request, steps: Steps) -> str:
 
 def _slot(slot: Slot, parts: int) -> str:
     account = BlockState(slot.account).name.lower()
-    owner = "" if slot.owner == NOBODY else f" of r{slot.owner // parts}"
+    owner = " prefix" if slot.owner == PREFIX else "" if slot.owner == NOBODY else f" of r{slot.owner // parts}"
     bytes_ = ",".join("-" if stamp == 0 else "?" if stamp < 0 else f"r{(stamp - 1) // parts}" for stamp in slot.stamps)
     return f"{account}{owner} {bytes_}"

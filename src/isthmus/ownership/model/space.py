@@ -170,6 +170,8 @@ class Space:
     def _applied(self, index: int, view: View, option: Option) -> View:
         turn = self._turn(index, view)
         option.act(turn)
+        if (turn.request, turn.producer, turn.consumer) == view:
+            return view  # nothing has changed, and there is nothing to tidy
         return end(turn)
 
     def _pairs(self, index: int, world: World) -> list[tuple[int, int]]:

@@ -1,10 +1,10 @@
 """Which states are one and the same: those that differ only by what requests, blocks or workers are called.
 
 Sound because nothing in a move depends on a name but for equality: every request of a tenant runs the same code with
-the same constants, blocks of a pool are alike, and so are workers of a role. So if one state can go wrong, its renamings
-can. The canonical form is a least renaming: requests of one tenant sorted by record, then the least among those that
-sort alike; each worker's slots sorted; workers in the order in which these requests name them. Requests that have not begun or have ended are named nowhere, so that exchanging
-two of them changes nothing.
+the same constants, blocks of a pool are alike, and so are workers of a role. So if one state can go wrong, its
+renamings can. The canonical form is a least renaming: requests of one tenant sorted by record, then the least among
+those that sort alike; each worker's slots sorted; workers in the order in which these requests name them. Requests that
+have not begun or have ended are named nowhere, so that exchanging two of them changes nothing.
 """
 
 from itertools import chain, permutations, product
@@ -122,6 +122,7 @@ class Symmetry:
     def _renaming(self, order: Order, number: int) -> int:
         parts = self._parts
         names = {old * parts + part: new * parts + part for new, old in enumerate(order) for part in range(parts)}
+        names |= {old + len(names): new + len(names) for old, new in names.items()}  # of a prefix
         return self._packing.slots(_slot_renamed(self._packing.slots.records[number], names))
 
     # workers too: requests are sorted whoever they are between, and workers are named in order of appearance
@@ -181,7 +182,7 @@ def _appearing(used: list[int], heads: list[int]) -> Order:
 
 
 def _slot_renamed(slot: Slot, names: dict[int, int]) -> Slot:
-    owner = slot.owner if slot.owner == NOBODY else names[slot.owner]
+    owner = slot.owner if slot.owner < 0 else names[slot.owner]
     staged = slot.staged if slot.staged == NOBODY else names[slot.staged]
     first, second = (stamp if stamp <= 0 else names[stamp - 1] + 1 for stamp in slot.stamps)
     pointers = sum(1 << new for old, new in names.items() if slot.pointers >> old & 1)

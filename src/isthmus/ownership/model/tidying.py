@@ -126,6 +126,8 @@ def _tidy_pointers(turn: Turn) -> None:
     for index, part in enumerate(turn.request.parts):
         if part.engine == Engine.OFF and not part.writes and not _may_read(turn, index, part):
             turn.producer = _unpointed(turn.producer, turn.claim(index))
+        if part.prefix and turn.source_over(index) and not _may_read(turn, index, part):
+            turn.producer = _unpointed(turn.producer, turn.claim(index) + turn.scope.claims)
         if part.stage == Stage.NOTHING and part.image != Image.OPEN:
             turn.consumer = _unpointed(turn.consumer, turn.claim(index))
 

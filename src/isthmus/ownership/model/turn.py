@@ -10,7 +10,7 @@ from isthmus.core.clock import Instant
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.ownership.accounts import BlockState
-from isthmus.ownership.model.accounts import execute, owned, staged
+from isthmus.ownership.model.accounts import execute, owned, staged, unpin
 from isthmus.ownership.model.records import (
     NOBODY,
     Part,
@@ -21,7 +21,7 @@ from isthmus.ownership.model.rules import Steps
 from isthmus.ownership.model.scope import Scope
 from isthmus.ownership.model.violations import Violation
 from isthmus.ownership.protocol.drain import TransportKind
-from isthmus.ownership.protocol.effects import Effect, Refusal, ReplyConfirmed, ReplyRefused
+from isthmus.ownership.protocol.effects import Effect, FreeBlocks, Refusal, ReplyConfirmed, ReplyRefused
 from isthmus.ownership.protocol.events import (
     DestinationEvent,
     Renew,
@@ -140,6 +140,8 @@ class Turn:
                 self._committed(part)
             else:
                 self.producer = self._carried_out(self.producer, self.claim(part), effect)
+                if isinstance(effect, FreeBlocks) and self.request.parts[part].prefix:
+                    self.producer = unpin(self.producer)
         if isinstance(event, Renew):
             self._check_renewal(before, after)
 

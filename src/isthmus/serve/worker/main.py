@@ -16,7 +16,7 @@ from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.journal import Side
 from isthmus.ownership.leases import reap_forever
 from isthmus.ownership.producer import SourceOwner
-from isthmus.ownership.protocol.drain import TransportKind
+from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.serve.channel import Channel, accepting
 from isthmus.serve.config import ServeConfig
@@ -163,6 +163,12 @@ async def _serve_decode(process: Process) -> None:
         worker=process.worker,
         post=lambda message: link.post(message),
     )
+
+    async def exited(worker: WorkerId, life: Incarnation) -> None:
+        # Proof on any transport that it writes no more. What is under way here ends by itself, and says so.
+        owner.peer_lost(worker, life, Evidence.PROCESS_EXITED)
+
+    process.membership.on_exited(exited)
 
     async def called(_: Channel, message: Message) -> Message:
         if isinstance(message, Generate):

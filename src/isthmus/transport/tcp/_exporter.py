@@ -1,10 +1,19 @@
 """The producer's side of reads: asks the guard, and sends."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import Bug, IsthmusError, NotAuthorised, Rejected
+from isthmus.core.errors import (
+    Bug,
+    GrantUnknown,
+    IsthmusError,
+    NotAuthorised,
+    Rejected,
+    StaleEpoch,
+    TransferFailed,
+)
 from isthmus.core.limits import CONNECTIONS_PER_PEER_MAX, OFFER_BYTES_MAX, READS_PER_EXPORTER_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
@@ -84,4 +93,11 @@ class TcpExporter(TcpServer):
 
     async def _send(self, stream: Stream, read: BlockRead) -> None:
         await stream.send(encode_frame(Granted(size_bytes=read.size_bytes)))
-        await send_blocks(stream, self._lender, read.regions, read.blocks, self._threads)
+
+        def still_ours(blocks: Sequence[int]) -> None:
+            try:
+                self._guard.check_read(read.grant, read.epoch, read.reader, blocks)
+            except (GrantUnknown, NotAuthorised, StaleEpoch) as error:
+                raise TransferFailed("grant: ended while its bytes were on their way", field="grant") from error
+
+        await send_blocks(stream, self._lender, read.regions, read.blocks, self._threads, still_ours)

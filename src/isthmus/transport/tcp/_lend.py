@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from isthmus.core.limits import TCP_CHUNK_BYTES
@@ -16,9 +16,18 @@ __all__ = ["send_blocks"]
 
 
 async def send_blocks(
-    stream: Stream, lender: Lender, regions: Sequence[RegionShape], blocks: Sequence[int], threads: Executor
+    stream: Stream,
+    lender: Lender,
+    regions: Sequence[RegionShape],
+    blocks: Sequence[int],
+    threads: Executor,
+    still_ours: Callable[[Sequence[int]], None] | None = None,
 ) -> None:
-    """Send each region's [outer, blocks, block_bytes]. However it ends, no thread reads the lender afterwards."""
+    """Send each region's [outer, blocks, block_bytes]. However it ends, no thread reads the lender afterwards.
+
+    `still_ours` is asked of the blocks of each chunk after it was copied and before it is sent, and raises where the
+    grant has ended meanwhile: what was copied may be another's by then (I7).
+    """
     loop = asyncio.get_running_loop()
     largest = max(TCP_CHUNK_BYTES, *(region.block_bytes for region in regions))
     largest = min(largest, max(region.size_bytes(len(blocks)) for region in regions))
@@ -35,5 +44,7 @@ async def send_blocks(
         finally:
             await settle(copying)
         copying.result()
+        if still_ours is not None:
+            still_ours(ids)
         ready = buffer
     await stream.send(ready)

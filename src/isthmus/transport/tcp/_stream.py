@@ -68,6 +68,7 @@ class Stream(asyncio.BufferedProtocol):
         for waiter in (self._received, self._flushed):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(self._lost(error))
+                waiter.exception()  # seen: between two sends nobody waits for the flush
 
     # ---- what we call
 
