@@ -1,6 +1,7 @@
 """Small scopes, and renamings of worlds that know nothing of the checker's own."""
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -42,8 +43,9 @@ SMALL = {
 }
 
 
+@cache
 def visited(scope: Scope, rules: Rules = PRODUCTION) -> tuple[Space, set[int]]:
-    """Every state of a scope, by the plainest search there is."""
+    """Every state of a scope, by the plainest search there is. Shared: look, but do not touch."""
     space = Space(scope, rules)
     first = space.canonical(space.initial())
     found, frontier = {first}, [first]
