@@ -20,7 +20,7 @@ from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, 
 from isthmus.ownership.consumer import DestinationOwner
 from isthmus.ownership.leases import renewal_interval
 from isthmus.ownership.prefix_cache import PrefixGone
-from isthmus.ownership.protocol.drain import TransportKind
+from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.portability.verdict import Verdict, judge, plans_or_refuse
 from isthmus.state.identity import Identity
@@ -314,6 +314,10 @@ class ConsumerSide:
         if not await through(self._exposures.let_go(handoff)):
             self._in_background(self._exposures.until_let_go(handoff))
         return Released(filled=filled, installed=None)
+
+    async def producer_lost(self, worker: WorkerId, life: Incarnation, evidence: Evidence) -> None:
+        """A life of a producer is proven over. What is under way with it ends by itself, and says so."""
+        await self._exposures.producer_lost(worker, life, evidence)
 
     @asynccontextmanager
     async def giving_up(self, reserved: Reserved, producer: Producer) -> AsyncIterator[None]:

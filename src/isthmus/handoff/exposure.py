@@ -14,7 +14,7 @@ from typing import Final
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import TransferFailed
-from isthmus.core.ids import Epoch, GrantId, HandoffId, RegionId, WorkerId
+from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import BlockCount, Duration
 from isthmus.core.waiting import settle
 from isthmus.handoff.images import regions_of
@@ -145,6 +145,21 @@ class Exposures:
         if self._owner.state(handoff).phase is DestinationPhase.ABORTING:
             self._owner.doubt(handoff)
         return False
+
+    async def producer_lost(self, worker: WorkerId, life: Incarnation, evidence: Evidence) -> None:
+        """A life of a producer is proven over. What it could write into is ended first: what the ledger then frees must
+        be free in memory as well (I10).
+        """
+        ended: set[HandoffId] = set()
+        while left := [each for each in self._of_producer(worker, life) if each.handoff not in ended]:
+            for exposed in left:
+                await exposed.importer.withdraw(exposed.target.grant)
+                ended.add(exposed.handoff)
+        self._owner.peer_lost(worker, life, evidence)
+
+    def _of_producer(self, worker: WorkerId, life: Incarnation) -> list[Exposed]:
+        states = ((exposed, self._owner.state(exposed.handoff)) for exposed in self._exposed.values())
+        return [exposed for exposed, state in states if (state.producer, state.producer_incarnation) == (worker, life)]
 
     async def until_let_go(self, handoff: HandoffId) -> None:
         """Ask again until the end of the producer's access is proven: by its having let go, or by its death."""

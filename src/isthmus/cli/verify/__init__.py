@@ -6,6 +6,7 @@ from isthmus.cli.verify.chaos import chaos
 from isthmus.cli.verify.model import model
 from isthmus.cli.verify.protocol import protocol
 from isthmus.cli.verify.seeds import replay, seeds
+from isthmus.cli.verify.tlc import tlc
 from isthmus.cli.verify.trace import trace
 
 __all__ = ["verify"]
@@ -19,3 +20,4 @@ verify.command(trace)
 verify.command(seeds)
 verify.command(replay)
 verify.command(protocol)
+verify.command(tlc)

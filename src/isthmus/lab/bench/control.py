@@ -91,7 +91,10 @@ class _Counted(RemoteProducer):
     """Counts the calls that a hand-off awaits."""
 
     def __init__(self, channel: Channel) -> None:
-        super().__init__(channel)
+        async def dial() -> Channel:
+            return channel
+
+        super().__init__(dial)
         self._to = channel
         self.calls = 0
 

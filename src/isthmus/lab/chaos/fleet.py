@@ -74,6 +74,7 @@ class Fleet:
 
     def __init__(self, shape: Shape, spawn: Spawn, log_folder: Path, clock: Clock) -> None:
         self.names = shape.names
+        self.config = shape.config
         self.deployment = Deployment(shape.config, shape.path, log_folder, clock, spawn=spawn)
         self.deaths: list[Death] = []
         self.freezes: list[Freeze] = []

@@ -23,9 +23,6 @@ from isthmus.lab.chaos.model import Reference
 
 __all__ = ["Answered", "Ending", "Load"]
 
-ANSWERED_WITHIN = Duration.of_seconds(60)
-"""A request that has ended in nothing by then is unanswered."""
-
 STREAMED, HUNG_UP = 0.6, 0.04
 PAUSE = Duration.of_ms(250)
 
@@ -78,8 +75,9 @@ class Load:
         chance: Chance,
         *,
         concurrency: int,
-        answered_within: Duration = ANSWERED_WITHIN,
+        answered_within: Duration,
     ) -> None:
+        """`answered_within`: a request that has ended in nothing by then is unanswered."""
         self._references = references
         self._clock = clock
         self._chance = chance

@@ -22,12 +22,14 @@ from isthmus.lab.chaos.forks import Forks
 from isthmus.lab.chaos.load import Answered, Load
 from isthmus.lab.chaos.model import KV_HEADS, Reference, answer_alone, prepare
 from isthmus.lab.chaos.proxy import FaultProxy
-from isthmus.lab.chaos.shapes import LEASE, STARVED, shape_of
+from isthmus.lab.chaos.shapes import LEASE, STARVED, answered_within, shape_of
 
 __all__ = ["ChaosOrder", "ChaosRun", "run_chaos", "run_deployment"]
 
-PROMPTS, ANSWER_TOKENS = 24, 24
+PROMPTS = {"tiny": 24, "smollm2": 7}
+ANSWER_TOKENS = {"tiny": 24, "smollm2": 12}
 CONCURRENCY = {"tiny": 6, "smollm2": 3}
+"""The larger model's work is kept small, so that faults and not arithmetic fill the time."""
 HEAL_WITHIN = Duration.of_seconds(90)
 EMPTY_WITHIN = Duration.of_seconds(20)
 POLL = Duration.of_ms(200)
@@ -69,7 +71,8 @@ class ChaosRun:
 async def run_chaos(order: ChaosOrder, folder: Path, cache: Path, say: Say) -> ChaosRun:
     """Prepare, run, and return what happened; judging it is `report`'s."""
     model = prepare(order.model, cache)
-    references = await asyncio.to_thread(answer_alone, model, count=PROMPTS, tokens=ANSWER_TOKENS)
+    count, tokens = PROMPTS[order.model], ANSWER_TOKENS[order.model]
+    references = await asyncio.to_thread(answer_alone, model, count=count, tokens=tokens)
     say(f"{len(references)} reference answers by one engine alone; logs and journals in {folder}")
     async with Forks() as forks:
         return await run_deployment(order, folder, model, references, forks, say)
@@ -127,7 +130,14 @@ async def _under_load(
     clock: Clock,
     say: Say,
 ) -> ChaosRun:
-    load = Load(fleet.deployment.url, references, clock, Chance(order.seed + 1), concurrency=CONCURRENCY[order.model])
+    load = Load(
+        fleet.deployment.url,
+        references,
+        clock,
+        Chance(order.seed + 1),
+        concurrency=CONCURRENCY[order.model],
+        answered_within=answered_within(fleet.config),
+    )
     faults = Faults(fleet, links, Chance(order.seed), clock, lease=LEASE)
     began = clock.now()
     await load.start()

@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from isthmus.core.units import Duration
+from isthmus.handoff.consumer import CONFIRM_TRIES
 from isthmus.lab.chaos.model import CONTEXT_LENGTH
 from isthmus.lab.demo.deployment import free_ports
 from isthmus.serve.config import ServeConfig, parse_config
 
-__all__ = ["LEASE", "STARVED", "Link", "Shape", "shape_of"]
+__all__ = ["LEASE", "STARVED", "Link", "Shape", "answered_within", "shape_of"]
 
 LEASE = Duration.of_ms(2_000)
 HEARTBEAT_MS = 250
@@ -111,6 +112,17 @@ def shape_of(model: Path, folder: Path, *, heads: int, mode: str, full_disk: Pat
 
 
 POOL_TOKENS = 4_096
+DECODE_MS_MAX = 30_000
+
+
+def answered_within(config: ServeConfig) -> Duration:
+    """When a request has ended at the latest, by the deployment's own deadlines, and 30 s of decoding."""
+    deadlines = config.deadlines
+    stages_ms = (
+        deadlines.reserve_ms + deadlines.prefill_ms + deadlines.transfer_ms + CONFIRM_TRIES * deadlines.confirm_ms
+    )
+    attempt_ms = config.gateway.worker_wait_ms + stages_ms
+    return Duration.of_ms(config.gateway.attempts_max * attempt_ms + DECODE_MS_MAX)
 
 
 def _pool(name: str, role: str, *, block_size: int, **fields: Any) -> dict[str, Any]:

@@ -205,7 +205,7 @@ class Consumer(Worker):
             task.cancel()
 
     def act_on(self, peer: Life, evidence: Evidence) -> None:
-        self.owner.peer_lost(*peer, evidence)
+        asyncio.create_task(self.side.producer_lost(*peer, evidence))  # noqa: RUF006  the loop keeps it
 
     def fence(self) -> None:
         self.owner.fence()

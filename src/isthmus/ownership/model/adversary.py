@@ -8,7 +8,7 @@ from typing import Final
 
 from isthmus.core.ids import Epoch, GrantId, Incarnation, WorkerId
 from isthmus.core.units import Duration
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.pull import next_stage
 from isthmus.ownership.model.records import Stage
 from isthmus.ownership.model.turn import CONSUMER, GRANT, LEASE, LIFE, OWN_EPOCH, PRODUCER, Turn, now, tenant
@@ -54,10 +54,10 @@ def renewals(turn: Turn, index: int) -> Iterator[Option]:
                 holder_incarnation=LIFE,
                 lease=lease,
             )
-            yield Option("a renewal reaches the producer", _Tell(index, renew), progress=False)
+            yield Option("a renewal reaches the producer", _Tell(index, renew), why=Why.FAULT)
     if turn.pulls and turn.scope.faults.sees_reads and part.stage == Stage.READ:
         seen = ReadSeen(now=now(part.over), grant=GRANT, epoch=OWN_EPOCH, reader=CONSUMER)
-        yield Option("the producer sees the read", _Tell(index, seen), progress=False)
+        yield Option("the producer sees the read", _Tell(index, seen), why=Why.FAULT)
 
 
 def producer_forgeries(turn: Turn, index: int) -> Iterator[Option]:
@@ -65,7 +65,7 @@ def producer_forgeries(turn: Turn, index: int) -> Iterator[Option]:
     if turn.source_state(index) is None:
         return
     for label, event in _to_producer(turn, index):
-        yield Option(f"{label} reaches the producer", _Tell(index, event), progress=False)
+        yield Option(f"{label} reaches the producer", _Tell(index, event), why=Why.FAULT)
 
 
 def _to_producer(turn: Turn, index: int) -> Iterator[tuple[str, SourceEvent]]:
@@ -98,12 +98,12 @@ def consumer_forgeries(turn: Turn, index: int) -> Iterator[Option]:
     if state is None:
         return
     for label, event in _to_consumer(turn, index):
-        yield Option(f"{label} reaches the consumer", _TellConsumer(event, index), progress=False)
+        yield Option(f"{label} reaches the consumer", _TellConsumer(event, index), why=Why.FAULT)
     if turn.pulls and state.phase is DestinationPhase.RESERVED:
-        yield Option("an offer of another tenant reaches the consumer", _foreign_offer, progress=False)
+        yield Option("an offer of another tenant reaches the consumer", _foreign_offer, why=Why.FAULT)
     if turn.pulls and state.prepared and state.outcome is LogicalOutcome.PENDING:
         yes = Confirmed(epoch=_OTHER_EPOCH, part=index)
-        yield Option("a yes for another epoch reaches the consumer", _TellConsumer(yes, index), progress=False)
+        yield Option("a yes for another epoch reaches the consumer", _TellConsumer(yes, index), why=Why.FAULT)
     if turn.consumer.fenced:
         yield Option("the consumer learns that it was fenced", _TellConsumer(Fence(), index))
 

@@ -7,7 +7,7 @@ from typing import Final
 from isthmus.core.clock import Clock
 from isthmus.ownership.model.counterexample import Counterexample
 from isthmus.ownership.model.explore import NS_PER_SECOND, Explored, explore
-from isthmus.ownership.model.mutants import Mutant
+from isthmus.ownership.model.mutant import Mutant
 from isthmus.ownership.model.rules import PRODUCTION
 from isthmus.ownership.model.scopes import Named
 from isthmus.ownership.model.show import story

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.records import ABSENT, Engine, Stage, Writing
 from isthmus.ownership.model.turn import CONSUMER, LIFE, PRODUCER, Turn, now
 from isthmus.ownership.protocol.drain import Evidence
@@ -37,7 +37,7 @@ def consumer_endings(turn: Turn) -> Iterator[Option]:
     if turn.steps.rules.destination_lease_over(state, now(turn.request.over)):
         yield Option("the consumer's reaper finds the lease over", _destination_reaped)
     if state.phase is DestinationPhase.ABORTING and turn.scope.faults.doubts and turn.pulls and _reads(turn):
-        yield Option("the consumer's read cannot be shown to have stopped", _doubted, progress=False)
+        yield Option("the consumer's read cannot be shown to have stopped", _doubted, why=Why.FAULT)
     if turn.request.producer_died and not state.ended:
         yield Option("the consumer learns that the producer has died", _producer_lost)
 
@@ -87,7 +87,7 @@ def producer_endings(turn: Turn, index: int) -> Iterator[Option]:
     part = turn.part(index)
     state = turn.source_state(index)
     if turn.request.abandoned and not turn.source_over(index):
-        yield Option("the consumer's abandon reaches the producer", lambda turn: _abandoned(turn, index))
+        yield Option("the consumer's abandon reaches the producer", lambda turn: _abandoned(turn, index), Why.DELIVERY)
     if (turn.request.consumer_died or turn.consumer.fenced) and not turn.source_over(index) and not part.deaf:
         yield Option("the producer learns that the consumer is gone", lambda turn: _consumer_lost(turn, index))
     if state is None:

@@ -1,8 +1,9 @@
 """Breadth first through a state space, level by level, checking every state; and the shortest way to what is wrong.
 
-A state that will not go on by itself (no message that changes anything, nobody working, every lease and death dealt
-with) must hold nothing, and every request must have ended (I5, I8). Moves that count as progress never lead a request
-back (`Space.check_progress`), so that such a state is reached from everywhere, whatever faults came before.
+A state that will not go on though no message arrives any more (nobody works, every lease and death has been dealt
+with) must hold nothing but what is kept for a peer that lives and has not been heard, and every request must have an
+outcome (I5, I8). Neither progress nor messages ever lead a request back (`Space.check_progress`), so that such a state
+is reached from everywhere, whatever went wrong before and whichever messages are lost.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from isthmus.core.errors import Bug
 from isthmus.ownership.accounts import BlockState
 from isthmus.ownership.model.counterexample import Counterexample, retrace
 from isthmus.ownership.model.packing import World
-from isthmus.ownership.model.records import NOBODY, PREFIX
+from isthmus.ownership.model.records import ABSENT, NOBODY, PREFIX
 from isthmus.ownership.model.space import Space
 from isthmus.ownership.model.violations import Violation
 
@@ -113,15 +114,29 @@ def explore(space: Space, clock: Clock, *, tell: Tell | None = None, states_max:
 
 def left_behind(world: World) -> Violation | None:
     """What a system that will not go on by itself still holds, or has not answered."""
-    for worker in world.producers + world.consumers:
+    waiting = _waiting_for_the_living(world)
+    for number, worker in enumerate(world.producers + world.consumers):
         for slot in worker.slots:
             kept = slot.account != BlockState.FREE and slot.owner != PREFIX
+            source = number < len(world.producers)
+            if source and slot.owner in waiting and slot.account == BlockState.QUARANTINED:
+                continue
             if kept or slot.grants or slot.active or slot.pointers or slot.staged != NOBODY:
                 return Violation("I8", f"a block is left behind: {slot}")
     for index, request in enumerate(world.requests):
-        if not request.ended:
-            return Violation("I5", f"request {index} never ends")
+        if not request.begun or request.destination != ABSENT:
+            return Violation("I5", f"request {index} never has an outcome")
     return None
+
+
+def _waiting_for_the_living(world: World) -> set[int]:
+    """Claims whose source is kept for a consumer that has stopped, is alive, and whose word of it has not arrived."""
+    return {
+        index * len(request.parts) + part
+        for index, request in enumerate(world.requests)
+        for part in range(len(request.parts))
+        if request.abandoned and not request.consumer_died
+    }
 
 
 def _path(search: _Search, state: int) -> list[int]:

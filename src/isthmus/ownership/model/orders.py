@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from isthmus.ownership.model.accounts import assign, owned, pin, point, staged, takeable
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.records import ABSENT, NOBODY, PREFIX, Engine, Worker
 from isthmus.ownership.model.turn import CONSUMER, HANDOFF, LIFE, OWN_BLOCKS, OWN_EPOCH, PRODUCER, Turn, tenant
 from isthmus.ownership.protocol.events import ReserveDestination, ReserveSource
@@ -37,9 +37,9 @@ def order_options(turn: Turn) -> Iterator[Option]:
                 label = f"the order reaches the producer, which reserves block {slot}"
                 retained = owned(turn.producer, PREFIX)
                 if retained in (NOBODY, slot):
-                    yield Option(label, _Reserve(index, slot, prefix=False))
+                    yield Option(label, _Reserve(index, slot, prefix=False), Why.DELIVERY)
                 else:
-                    yield Option(f"{label} after the retained prefix", _Reserve(index, slot, prefix=True))
+                    yield Option(f"{label} after the retained prefix", _Reserve(index, slot, prefix=True), Why.DELIVERY)
 
 
 class _Begin:

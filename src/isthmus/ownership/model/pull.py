@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from isthmus.ownership.model.accounts import owned, point
 from isthmus.ownership.model.memory import convert, fill, see, spoiled
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.records import CONFIRM, FLIPPED, NO, NOBODY, OFFER, YES, Engine, Part, Stage
 from isthmus.ownership.model.turn import (
     CONSUMER,
@@ -55,7 +55,7 @@ def producer_options(turn: Turn, index: int) -> Iterator[Option]:
     elif state.phase is SourcePhase.HELD:
         yield Option("the producer publishes, and offers", lambda turn: _publish(turn, index))
     if part.sent & CONFIRM:
-        yield Option("the consumer's question reaches the producer", lambda turn: _answer(turn, index))
+        yield Option("the consumer's question reaches the producer", lambda turn: _answer(turn, index), Why.DELIVERY)
 
 
 def _fill(turn: Turn, index: int) -> None:
@@ -92,12 +92,14 @@ def consumer_options(turn: Turn, index: int) -> Iterator[Option]:
     if state is None:
         return
     if part.sent & OFFER and state.parts[index].stage is PartStage.WAITING:
-        yield Option("the offer reaches the consumer, which begins to read", lambda turn: _submit(turn, index))
+        yield Option(
+            "the offer reaches the consumer, which begins to read", lambda turn: _submit(turn, index), Why.DELIVERY
+        )
     early = turn.scope.switches.confirm_before_copy and not state.prepared  # an early answer is kept until then
     if part.sent & YES and not early:
-        yield Option("the yes reaches the consumer", lambda turn: _yes(turn, index))
+        yield Option("the yes reaches the consumer", lambda turn: _yes(turn, index), Why.DELIVERY)
     if part.sent & NO and not early:
-        yield Option("the no reaches the consumer", lambda turn: _no(turn))
+        yield Option("the no reaches the consumer", lambda turn: _no(turn), Why.DELIVERY)
 
 
 def _own_work(turn: Turn, index: int, part: Part) -> Iterator[Option]:
@@ -106,7 +108,7 @@ def _own_work(turn: Turn, index: int, part: Part) -> Iterator[Option]:
             yield Option(f"the consumer copies chunk {len(part.copied)}", lambda turn: _copy(turn, index))
             if turn.scope.faults.flips and FLIPPED not in part.copied:
                 label = f"the consumer copies chunk {len(part.copied)}, and the network changes it"
-                yield Option(label, lambda turn: _copy(turn, index, flipped=True), progress=False)
+                yield Option(label, lambda turn: _copy(turn, index, flipped=True), why=Why.FAULT)
     elif part.stage == Stage.CONVERT:
         yield Option("the consumer converts into its own block", lambda turn: _convert(turn, index))
     elif part.stage == Stage.VERIFY:

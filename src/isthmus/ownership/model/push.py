@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from isthmus.ownership.model.accounts import point
 from isthmus.ownership.model.memory import fill, write
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.pull import next_stage
 from isthmus.ownership.model.records import CONFIRM, WRITTEN, Engine, Image, Part, Stage, Writing
 from isthmus.ownership.model.turn import (
@@ -29,6 +29,7 @@ from isthmus.ownership.model.turn import (
 )
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.events import (
+    Abort,
     Complete,
     Confirm,
     ConvertDone,
@@ -65,7 +66,9 @@ def producer_options(turn: Turn, index: int) -> Iterator[Option]:
     if part.engine:
         yield Option(f"the engine fills chunk {part.engine - 1}", lambda turn: _fill(turn, index))
     if part.image and state.target is None and state.outcome is LogicalOutcome.PENDING:
-        yield Option("the registration reaches the producer", lambda turn: _register(turn, index))
+        yield Option("the registration reaches the producer", lambda turn: _register(turn, index), Why.DELIVERY)
+    if state.phase is SourcePhase.HELD and state.target is None:
+        yield Option("the producer waits no longer for a registration", lambda turn: _in_vain(turn, index))
     if _may_publish(turn, state):
         yield Option("the producer begins to write", lambda turn: _publish(turn, index))
     if part.writes:
@@ -74,9 +77,9 @@ def producer_options(turn: Turn, index: int) -> Iterator[Option]:
         if state.phase is SourcePhase.DRAINING:
             yield Option("the producer's transfer stops", lambda turn: _stop(turn, index))
         if turn.scope.faults.flips:
-            yield Option("the producer's transfer fails", lambda turn: _stop(turn, index), progress=False)
+            yield Option("the producer's transfer fails", lambda turn: _stop(turn, index), why=Why.FAULT)
     if part.sent & CONFIRM and state.outcome is LogicalOutcome.PENDING:
-        yield Option("the producer hears that all is installed", lambda turn: _confirmed(turn, index))
+        yield Option("the producer hears that all is installed", lambda turn: _confirmed(turn, index), Why.DELIVERY)
 
 
 def _may_publish(turn: Turn, state: SourceHandoff) -> bool:
@@ -104,6 +107,10 @@ def _register(turn: Turn, index: int) -> None:
     else:
         turn.marks.add("a registration came before all was filled")
     turn.source(index, Register(grant=GRANT, epoch=OWN_EPOCH, holder=CONSUMER, holder_incarnation=LIFE))
+
+
+def _in_vain(turn: Turn, index: int) -> None:
+    turn.source(index, Abort(outcome=LogicalOutcome.FAILED))
 
 
 def _publish(turn: Turn, index: int) -> None:
@@ -158,7 +165,9 @@ def consumer_options(turn: Turn, index: int) -> Iterator[Option]:
         if state.outcome is not LogicalOutcome.PENDING:
             yield from _letting_go(turn, index, part)
         elif part.sent & WRITTEN and _withdrawn(turn, part):
-            yield Option("the consumer withdraws, and takes all as written", lambda turn: _take(turn, index))
+            yield Option(
+                "the consumer withdraws, and takes all as written", lambda turn: _take(turn, index), Why.DELIVERY
+            )
 
 
 def _withdrawn(turn: Turn, part: Part) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from isthmus.core.errors import Bug
 from isthmus.ownership.protocol.drain import TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
 
@@ -64,6 +65,12 @@ class Scope:
     depth_max: int | None = None
     reduced: bool = True
     prefix: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tenants and (len(self.tenants) != self.requests or list(self.tenants) != sorted(self.tenants)):
+            raise Bug(f"{self.name}: tenants {self.tenants}, wanted one a request, in order", field="tenants")
+        if self.parts > 1 and self.mode is not TriggerMode.PULL:
+            raise Bug(f"{self.name}: {self.parts} parts are checked under pull only", field="parts")
 
     @property
     def sole_tenant(self) -> bool:

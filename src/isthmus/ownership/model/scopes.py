@@ -221,7 +221,7 @@ def _large() -> tuple[Named, ...]:
                 producers=2,
                 consumers=2,
                 faults=Faults(crashes=1, pauses=1),
-                depth_max=11,
+                depth_max=10,
             ),
             sometimes=("installed", "a reader was slower than its lease"),
         ),

@@ -13,7 +13,7 @@ from isthmus.ownership.model import pull, push
 from isthmus.ownership.model.adversary import consumer_forgeries, producer_forgeries, renewals
 from isthmus.ownership.model.endings import consumer_endings, producer_endings, time_options
 from isthmus.ownership.model.faults import Faulty
-from isthmus.ownership.model.options import Option
+from isthmus.ownership.model.options import Option, Why
 from isthmus.ownership.model.orders import begin_options, order_options
 from isthmus.ownership.model.packing import REQUEST_MASK, Packing, World, initial_world
 from isthmus.ownership.model.records import Request
@@ -38,7 +38,7 @@ class Move(NamedTuple):
 
 
 class _Follows(NamedTuple):
-    """What follows from a view: whether something will happen by itself, and differences to add."""
+    """What follows from a view: whether something will happen though no message arrives, and differences to add."""
 
     progress: bool
     differences: tuple[int, ...]
@@ -73,7 +73,10 @@ class Space:
         return len(self._own) + len(self._taking)
 
     def expand(self, state: int) -> tuple[bool, list[int]]:
-        """Whether `state` will go on by itself, and what may follow it, not yet canonical. Raises Violation."""
+        """Whether `state` goes on though no message arrives, and what may follow it, not yet canonical.
+
+        Raises Violation.
+        """
         found: list[int] = []
         progress = False
         own, taking, shifts = self._own, self._taking, self.packing.request_shifts
@@ -135,8 +138,8 @@ class Space:
         for option in options:
             after = self._applied(index, view, option)
             if after != view:
-                progress = progress or option.progress
-                if option.progress:
+                progress = progress or option.why is Why.PROGRESS
+                if option.why is not Why.FAULT:
                     self._nearer.setdefault(view.request, set()).add(after.request)
                 differences[self._difference(index, sight, view, after)] = None
         return _Follows(progress, tuple(differences))

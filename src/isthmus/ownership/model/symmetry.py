@@ -7,6 +7,7 @@ those that sort alike; each worker's slots sorted; workers in the order in which
 have not begun or have ended are named nowhere, so that exchanging two of them changes nothing.
 """
 
+from collections.abc import Iterator
 from itertools import chain, permutations, product
 from typing import Final
 
@@ -17,10 +18,22 @@ __all__ = ["Symmetry"]
 
 _INDEX_BITS: Final = 4
 _INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
+_PLANS_MAX: Final = 1 << 19
 _TENANT_FROM: Final = _INDEX_BITS + REQUEST_MASK.bit_length()
 
 Order = tuple[int, ...]
 """`order[new]` is the old index of what is called `new` now."""
+
+
+class _Renamings(dict[int, int]):
+    """Slots by number, once requests are called otherwise, as far as they have been asked for."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__()
+        self.order = order
+
+
+_Plan = tuple[int, _Renamings, tuple[tuple[int, int], ...]]
 
 
 class Symmetry:
@@ -41,7 +54,9 @@ class Symmetry:
         ]
         self._slot_shifts = tuple(shift for shifts in packing.slot_shifts for shift in shifts)
         self._heads_mask = sum(HEAD_MASK << shift for shift in packing.head_shifts)
-        self._renamed: dict[Order, dict[int, int]] = {}
+        self._renamed: dict[Order, _Renamings] = {}
+        self._plans: dict[int, tuple[_Plan, ...]] = {}
+        self._below_slots = (1 << packing.slot_shifts[0][0]) - 1
         self._moved: dict[tuple[Order, Order, int], int] = {}
         self._nameless: list[int] = [0]
         self._one_pair = scope.producers == scope.consumers == 1
@@ -109,59 +124,73 @@ class Symmetry:
         """All slots of `state`, once requests are called otherwise."""
         known = self._renamed.get(order)
         if known is None:
-            known = self._renamed[order] = {}
+            known = self._renamed[order] = _Renamings(order)
         slots = 0
         for shift in self._slot_shifts:
             number = state >> shift & SLOT_MASK
             renamed = known.get(number)
             if renamed is None:
-                renamed = known[number] = self._renaming(order, number)
+                renamed = self._slot_renamed(known, number)
             slots |= renamed << shift
         return slots
 
-    def _renaming(self, order: Order, number: int) -> int:
+    def _slot_renamed(self, known: _Renamings, number: int) -> int:
         parts = self._parts
-        names = {old * parts + part: new * parts + part for new, old in enumerate(order) for part in range(parts)}
+        names = {old * parts + part: new * parts + part for new, old in enumerate(known.order) for part in range(parts)}
         names |= {old + len(names): new + len(names) for old, new in names.items()}  # of a prefix
-        return self._packing.slots(_slot_renamed(self._packing.slots.records[number], names))
+        renamed = known[number] = self._packing.slots(_renamed(self._packing.slots.records[number], names))
+        return renamed
 
     # workers too: requests are sorted whoever they are between, and workers are named in order of appearance
 
     def _all_sorted(self, state: int) -> int:
-        self._learn()
+        key = state & self._below_slots
+        plans = self._plans.get(key)
+        if plans is None:
+            if len(self._plans) >= _PLANS_MAX:
+                self._plans.clear()
+            plans = self._plans[key] = tuple(self._plan(order, state) for order in self._orders(state))
+        found = -1
+        for named, known, places in plans:
+            for old, new in places:
+                number = state >> old & SLOT_MASK
+                renamed = known.get(number)
+                if renamed is None:
+                    renamed = self._slot_renamed(known, number)
+                named |= renamed << new
+            named = self._slots_sorted(named)
+            found = named if found < 0 else min(found, named)
+        return found
+
+    def _orders(self, state: int) -> Iterator[Order]:
+        """Every order of requests in which their records, whoever they are between, are sorted."""
+        records = self._packing.requests.records
+        while len(self._nameless) < len(records):
+            self._nameless.append(self._packing.requests(records[len(self._nameless)]._replace(producer=0, consumer=0)))
         nameless = self._nameless
         keys = sorted([tag | nameless[state >> shift & REQUEST_MASK] << _INDEX_BITS for shift, tag in self._tagged])
         groups = self._alike([key >> _INDEX_BITS for key in keys]) or [[index] for index in range(self._count)]
         order = [key & _INDEX_MASK for key in keys]
-        choices = product(*(permutations(group) for group in groups))
-        orders = (tuple(order[index] for index in chain.from_iterable(choice)) for choice in choices)
-        return min(self._named(each, state) for each in orders)
+        for choice in product(*(permutations(group) for group in groups)):
+            yield tuple(order[index] for index in chain.from_iterable(choice))
 
-    def _learn(self) -> None:
-        """The id of each request's record once it does not say which workers it is between."""
-        records = self._packing.requests.records
-        while len(self._nameless) < len(records):
-            self._nameless.append(self._packing.requests(records[len(self._nameless)]._replace(producer=0, consumer=0)))
-
-    def _named(self, order: Order, state: int) -> int:
-        packing, scope = self._packing, self._packing.scope
+    def _plan(self, order: Order, state: int) -> _Plan:
+        """All but the slots, renamed; and where slots go, by which renaming."""
+        packing, first = self._packing, self._packing.scope.producers
         ids = [state >> packing.request_shifts[index] & REQUEST_MASK for index in order]
-        live = [
-            request for request in map(packing.requests.records.__getitem__, ids) if request.begun and not request.ended
-        ]
+        records = packing.requests.records
+        live = [records[number] for number in ids if records[number].begun and not records[number].ended]
         heads = [state >> shift & HEAD_MASK for shift in packing.head_shifts]
-        first = scope.producers
         producers = _appearing([request.producer for request in live], heads[:first])
         consumers = _appearing([request.consumer for request in live], heads[first:])
         named = 0
         for shift, number in zip(packing.request_shifts, ids, strict=True):
             named |= self._request_moved(producers, consumers, number) << shift
-        renamed = self._slots_renamed(order, state)
+        places: list[tuple[int, int]] = []
         for new, old in enumerate((*producers, *(first + old for old in consumers))):
             named |= heads[old] << packing.head_shifts[new]
-            for shift_old, shift_new in zip(packing.slot_shifts[old], packing.slot_shifts[new], strict=True):
-                named |= (renamed >> shift_old & SLOT_MASK) << shift_new
-        return self._slots_sorted(named)
+            places += zip(packing.slot_shifts[old], packing.slot_shifts[new], strict=True)
+        return named, self._renamed.setdefault(order, _Renamings(order)), tuple(places)
 
     def _request_moved(self, producers: Order, consumers: Order, number: int) -> int:
         known = self._moved.get((producers, consumers, number))
@@ -181,7 +210,7 @@ def _appearing(used: list[int], heads: list[int]) -> Order:
     return (*order, *sorted(set(range(len(heads))) - set(order), key=lambda worker: (heads[worker], worker)))
 
 
-def _slot_renamed(slot: Slot, names: dict[int, int]) -> Slot:
+def _renamed(slot: Slot, names: dict[int, int]) -> Slot:
     owner = slot.owner if slot.owner < 0 else names[slot.owner]
     staged = slot.staged if slot.staged == NOBODY else names[slot.staged]
     first, second = (stamp if stamp <= 0 else names[stamp - 1] + 1 for stamp in slot.stamps)

@@ -165,8 +165,7 @@ async def _serve_decode(process: Process) -> None:
     )
 
     async def exited(worker: WorkerId, life: Incarnation) -> None:
-        # Proof on any transport that it writes no more. What is under way here ends by itself, and says so.
-        owner.peer_lost(worker, life, Evidence.PROCESS_EXITED)
+        await consumer.producer_lost(worker, life, Evidence.PROCESS_EXITED)  # proof on any transport
 
     process.membership.on_exited(exited)
 

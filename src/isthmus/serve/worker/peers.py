@@ -1,6 +1,8 @@
 """A consumer's channels to its producers: opened when first needed, closed when the producer's life is over."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from isthmus.core.clock import Clock
@@ -29,13 +31,17 @@ __all__ = ["Peers", "RemoteProducer"]
 CONNECT_DEADLINE = Duration.of_seconds(5)
 
 Answer = TypeVar("Answer", PrefillReply, ConfirmReply, Ack)
+Dial = Callable[[], Awaitable[Channel]]
 
 
 class RemoteProducer:
-    """A producer behind a channel: `handoff.Producer`, with every answer's type checked."""
+    """A producer behind a channel: `handoff.Producer`, with every answer's type checked.
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    `dial` gives the channel that stands now: one that broke is dialled anew, for what is asked again.
+    """
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
 
     async def prefill(self, order: PrefillOrder) -> PrefillReply:
         return await self._ask(order, PrefillReply)
@@ -56,7 +62,8 @@ class RemoteProducer:
         await self._ask(order, Ack)
 
     async def _ask(self, order: Message, kind: type[Answer]) -> Answer:
-        answer = await self._channel.call(order)
+        channel = await self._dial()
+        answer = await channel.call(order)
         if not isinstance(answer, kind):
             raise FrameInvalid(f"answer: got {type(answer).__name__}, wanted {kind.__name__}", field="answer")
         return answer
@@ -85,6 +92,10 @@ class Peers:
 
     async def producer(self, worker: WorkerId, incarnation: Incarnation) -> RemoteProducer:
         """The producer of this life. Raises PeerLost where it is no member or cannot be reached."""
+        await self._channel(worker, incarnation)
+        return RemoteProducer(partial(self._channel, worker, incarnation))
+
+    async def _channel(self, worker: WorkerId, incarnation: Incarnation) -> Channel:
         key = (worker, incarnation)
         opening = self._channels.get(key)
         if opening is None or _over(opening):
@@ -98,7 +109,7 @@ class Peers:
             if not opening.cancelled():
                 opening.result()  # raises why it could not be opened
             raise PeerLost(f"{worker}: its connection closed", field="producer")
-        return RemoteProducer(channel)
+        return channel
 
     async def _open(self, worker: WorkerId, incarnation: Incarnation) -> Channel:
         member = self._membership.find(worker, incarnation)
