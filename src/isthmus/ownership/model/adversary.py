@@ -19,7 +19,6 @@ from isthmus.ownership.protocol.events import (
     Confirm,
     Confirmed,
     DestinationEvent,
-    Fence,
     PeerLost,
     PeerReincarnated,
     ReadSeen,
@@ -104,8 +103,6 @@ def consumer_forgeries(turn: Turn, index: int) -> Iterator[Option]:
     if turn.pulls and state.prepared and state.outcome is LogicalOutcome.PENDING:
         yes = Confirmed(epoch=_OTHER_EPOCH, part=index)
         yield Option("a yes for another epoch reaches the consumer", _TellConsumer(yes, index), why=Why.FAULT)
-    if turn.consumer.fenced:
-        yield Option("the consumer learns that it was fenced", _TellConsumer(Fence(), index))
 
 
 def _to_consumer(turn: Turn, index: int) -> Iterator[tuple[str, DestinationEvent]]:

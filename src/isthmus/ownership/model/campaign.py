@@ -24,11 +24,12 @@ _TELL_EVERY_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopeRun:
-    """One scope's search (or walks), and which of the things that must happen did."""
+    """One scope's search (and walks), how many views it came from, and which of the things that must happen did."""
 
     named: Named
     explored: Explored
     walked: Walked | None
+    views: int
     sometimes: dict[str, bool]
     wrong: tuple[str, ...]
 
@@ -119,7 +120,9 @@ def _run_scope(named: Named, walks: int, seed: int, clock: Clock, say: Say) -> S
     sometimes = {line: line in space.marks for line in named.sometimes}
     rate = explored.states / max(explored.seconds, 1e-9)
     say(f"{scope.name}: {explored.states:,} states, depth {explored.depth}, {rate:,.0f} states/s")
-    return ScopeRun(named=named, explored=explored, walked=walked, sometimes=sometimes, wrong=tuple(wrong))
+    return ScopeRun(
+        named=named, explored=explored, walked=walked, views=space.views, sometimes=sometimes, wrong=tuple(wrong)
+    )
 
 
 def _told(space: Space, counterexample: Counterexample | None) -> list[str]:
@@ -148,6 +151,7 @@ def _scope_row(run: ScopeRun) -> dict[str, object]:
         "states": explored.states,
         "transitions": explored.transitions,
         "quiescent": explored.quiescent,
+        "views": run.views,
         "depth": explored.depth,
         "exhausted": explored.exhausted,
         "reduced": scope.reduced,

@@ -12,6 +12,7 @@ from isthmus.ownership.protocol.events import (
     Doubt,
     Drained,
     Expire,
+    Fence,
     Finish,
     PeerLost,
 )
@@ -38,6 +39,8 @@ def consumer_endings(turn: Turn) -> Iterator[Option]:
         yield Option("the consumer's reaper finds the lease over", _destination_reaped)
     if state.phase is DestinationPhase.ABORTING and turn.scope.faults.doubts and turn.pulls and _reads(turn):
         yield Option("the consumer's read cannot be shown to have stopped", _doubted, why=Why.FAULT)
+    if turn.consumer.fenced and not state.ended:
+        yield Option("the consumer learns that it was fenced", lambda turn: turn.destination(Fence()))
     if turn.request.producer_died and not state.ended:
         yield Option("the consumer learns that the producer has died", _producer_lost)
 
