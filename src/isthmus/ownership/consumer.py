@@ -208,7 +208,11 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         return self._apply(self._known(handoff), VerifyOk(part=part) if ok else VerifyBad(part=part))
 
     def install(self, handoff: HandoffId, confirmed_epoch: Epoch, part: int = 0) -> DestinationHandoff:
-        """Commit, with the last part that is confirmed. `confirmed_epoch` is the owner's answer; another epoch than the one read raises `StaleEpoch`."""
+        """Commit, with the last part that is confirmed. `confirmed_epoch` is the owner's answer.
+
+        Raises:
+            StaleEpoch: it is another epoch than the one that was read.
+        """
         return self._apply(
             self._known(handoff), Confirmed(epoch=confirmed_epoch, part=part)
         )  # I9: decode starts after this line

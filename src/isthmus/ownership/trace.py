@@ -61,12 +61,10 @@ class Trace:
     def reclaims(self, deaths: Mapping[Incarnation, Instant]) -> list[Reclaim]:
         """Of each hand-off that outlived its peer: when the peer died, by `deaths`, and when the blocks were free."""
         return [
-            Reclaim(worker=each.life.header.worker, died=deaths[passed.peer_incarnation], freed=passed.ended)
+            Reclaim(worker=each.life.header.worker, died=died, freed=passed.ended)
             for each in self.lives
-            for passed in each.handoffs.values()
+            for passed, died in each.orphaned(deaths)
             if passed.ended is not None
-            and passed.peer_incarnation in deaths
-            and passed.began <= deaths[passed.peer_incarnation] < passed.ended
         ]
 
     def summary(self) -> dict[str, Any]:
@@ -75,7 +73,8 @@ class Trace:
         reclaims = [
             (passed.ended - passed.peer_lost) / 1e6
             for passed in handoffs
-            if passed.ended is not None and passed.peer_lost is not None and passed.peer_lost <= passed.ended
+            if passed.ended is not None and passed.peer_lost is not None
+            if passed.installed is None or passed.installed > passed.peer_lost
         ]
         return {
             "verdict": self.verdict,

@@ -20,7 +20,7 @@ from isthmus.ownership.journal import Entry
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import execute
 from isthmus.ownership.protocol import destination, source
-from isthmus.ownership.protocol.drain import DEATH_PROVEN
+from isthmus.ownership.protocol.drain import DEATH_PROVEN, Evidence, drains_destination, drains_source
 from isthmus.ownership.protocol.effects import Effect, QuarantineBlocks, ReplyConfirmed
 from isthmus.ownership.protocol.events import (
     Arrived,
@@ -50,7 +50,7 @@ _TYPES: Mapping[Side, Mapping[str, type[Any]]] = {
 @dataclass(slots=True, kw_only=True)
 class Passed:
     """What one hand-off went through in one life. `confirms`: of each yes, the epoch and when. `peer_lost`: when this
-    side was told of the proven death of the other.
+    side was told that the other is gone, by evidence that drains what it could touch.
     """
 
     handoff: HandoffId
@@ -78,6 +78,18 @@ class Replayed:
     quarantined_max: int = 0
     faults: list[str] = field(default_factory=list)
 
+    def orphaned(self, died: Mapping[Incarnation, Instant]) -> list[tuple[Passed, Instant]]:
+        """Hand-offs that ended after their peer had died, and when it did. What was installed by then is decode's."""
+        found = [(passed, died.get(passed.peer_incarnation)) for passed in self.handoffs.values()]
+        return [
+            (passed, at)
+            for passed, at in found
+            if at is not None
+            and passed.began <= at
+            and (passed.ended is not None and passed.ended > at)
+            and (passed.installed is None or passed.installed > at)
+        ]
+
     @property
     def open(self) -> list[Passed]:
         """Hand-offs that had not ended when the journal did."""
@@ -104,7 +116,7 @@ def _observe(at: Instant, event: Event, effects: tuple[Effect, ...], passed: Pas
     match event:
         case Confirm() if any(isinstance(effect, ReplyConfirmed) for effect in effects):
             passed.confirms.append((event.epoch, at))
-        case PeerLost(evidence=evidence, worker=worker, incarnation=life) if evidence in DEATH_PROVEN:
+        case PeerLost(evidence=evidence, worker=worker, incarnation=life) if _drains(passed.state, evidence):
             if (worker, life) == (passed.peer, passed.peer_incarnation) and passed.peer_lost is None:
                 passed.peer_lost = at
         case Arrived():
@@ -115,6 +127,11 @@ def _observe(at: Instant, event: Event, effects: tuple[Effect, ...], passed: Pas
         passed.installed = at
         if isinstance(event, Confirmed):
             passed.confirms.append((event.epoch, at))
+
+
+def _drains(state: State, evidence: Evidence) -> bool:
+    drains = drains_source if isinstance(state, SourceHandoff) else drains_destination
+    return evidence in DEATH_PROVEN and drains(state.transport, evidence)
 
 
 class _Replayer:

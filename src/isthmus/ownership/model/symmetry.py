@@ -18,7 +18,7 @@ __all__ = ["Symmetry"]
 
 _INDEX_BITS: Final = 4
 _INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
-_PLANS_MAX: Final = 1 << 19
+_PLANS_MAX: Final = 1 << 18
 _TENANT_FROM: Final = _INDEX_BITS + REQUEST_MASK.bit_length()
 
 Order = tuple[int, ...]
@@ -33,6 +33,7 @@ class _Renamings(dict[int, int]):
         self.order = order
 
 
+_Sorting = tuple[int, tuple[_Renamings, ...]]
 _Plan = tuple[int, _Renamings, tuple[tuple[int, int], ...]]
 
 
@@ -53,8 +54,10 @@ class Symmetry:
             (shift, tenants[index] << _TENANT_FROM | index) for index, shift in enumerate(packing.request_shifts)
         ]
         self._slot_shifts = tuple(shift for shifts in packing.slot_shifts for shift in shifts)
+        self._requests_mask = (1 << packing.head_shifts[0]) - 1
         self._heads_mask = sum(HEAD_MASK << shift for shift in packing.head_shifts)
         self._renamed: dict[Order, _Renamings] = {}
+        self._sortings: dict[int, _Sorting] = {}
         self._plans: dict[int, tuple[_Plan, ...]] = {}
         self._below_slots = (1 << packing.slot_shifts[0][0]) - 1
         self._moved: dict[tuple[Order, Order, int], int] = {}
@@ -87,24 +90,42 @@ class Symmetry:
         return state
 
     def _sorted(self, state: int) -> int:
+        requests = state & self._requests_mask
+        known = self._sortings.get(requests)
+        if known is None:
+            if len(self._sortings) >= _PLANS_MAX:
+                self._sortings.clear()
+            known = self._sortings[requests] = self._sorting(requests)
+        packed, renamings = known
+        packed |= state & self._heads_mask
+        found = -1
+        for renaming in renamings:
+            renamed = packed
+            for shift in self._slot_shifts:
+                number = state >> shift & SLOT_MASK
+                after = renaming.get(number)
+                renamed |= (self._slot_renamed(renaming, number) if after is None else after) << shift
+            renamed = self._slots_sorted(renamed)
+            found = renamed if found < 0 else min(found, renamed)
+        return found
+
+    def _sorting(self, requests: int) -> _Sorting:
+        """Requests in order, and every way of calling them that leaves them so."""
         # One integer a request (tenant, record, index) sorts faster than a key function does.
-        keys = sorted([tag | (state >> shift & REQUEST_MASK) << _INDEX_BITS for shift, tag in self._tagged])
-        packed = state & self._heads_mask
-        tied = False
-        before = -1
+        keys = sorted([tag | (requests >> shift & REQUEST_MASK) << _INDEX_BITS for shift, tag in self._tagged])
+        packed = 0
         for shift, key in zip(self._packing.request_shifts, keys, strict=True):
-            sort_key = key >> _INDEX_BITS
-            packed |= (sort_key & REQUEST_MASK) << shift
-            tied = tied or sort_key == before
-            before = sort_key
-        order = tuple([key & _INDEX_MASK for key in keys])
-        if tied:
-            groups = self._alike([key >> _INDEX_BITS for key in keys])
-            if groups:
-                choices = product(*(permutations(group) for group in groups))
-                orders = (tuple(order[index] for index in chain.from_iterable(choice)) for choice in choices)
-                return min(self._slots_sorted(packed | self._slots_renamed(each, state)) for each in orders)
-        return self._slots_sorted(packed | self._slots_renamed(order, state))
+            packed |= (key >> _INDEX_BITS & REQUEST_MASK) << shift
+        return packed, tuple(self._renamings(order) for order in self._orders_of(keys))
+
+    def _orders_of(self, keys: list[int]) -> Iterator[Order]:
+        order = [key & _INDEX_MASK for key in keys]
+        groups = self._alike([key >> _INDEX_BITS for key in keys]) or [[index] for index in range(self._count)]
+        for choice in product(*(permutations(group) for group in groups)):
+            yield tuple(order[index] for index in chain.from_iterable(choice))
+
+    def _renamings(self, order: Order) -> _Renamings:
+        return self._renamed.setdefault(order, _Renamings(order))
 
     def _alike(self, sort_keys: list[int]) -> list[list[int]]:
         """Positions of requests that are exactly alike, in groups; empty if all such are named nowhere."""
@@ -119,20 +140,6 @@ class Symmetry:
             else:
                 groups.append([index])
         return groups if tied else []
-
-    def _slots_renamed(self, order: Order, state: int) -> int:
-        """All slots of `state`, once requests are called otherwise."""
-        known = self._renamed.get(order)
-        if known is None:
-            known = self._renamed[order] = _Renamings(order)
-        slots = 0
-        for shift in self._slot_shifts:
-            number = state >> shift & SLOT_MASK
-            renamed = known.get(number)
-            if renamed is None:
-                renamed = self._slot_renamed(known, number)
-            slots |= renamed << shift
-        return slots
 
     def _slot_renamed(self, known: _Renamings, number: int) -> int:
         parts = self._parts
@@ -169,10 +176,7 @@ class Symmetry:
             self._nameless.append(self._packing.requests(records[len(self._nameless)]._replace(producer=0, consumer=0)))
         nameless = self._nameless
         keys = sorted([tag | nameless[state >> shift & REQUEST_MASK] << _INDEX_BITS for shift, tag in self._tagged])
-        groups = self._alike([key >> _INDEX_BITS for key in keys]) or [[index] for index in range(self._count)]
-        order = [key & _INDEX_MASK for key in keys]
-        for choice in product(*(permutations(group) for group in groups)):
-            yield tuple(order[index] for index in chain.from_iterable(choice))
+        return self._orders_of(keys)
 
     def _plan(self, order: Order, state: int) -> _Plan:
         """All but the slots, renamed; and where slots go, by which renaming."""
@@ -190,7 +194,7 @@ class Symmetry:
         for new, old in enumerate((*producers, *(first + old for old in consumers))):
             named |= heads[old] << packing.head_shifts[new]
             places += zip(packing.slot_shifts[old], packing.slot_shifts[new], strict=True)
-        return named, self._renamed.setdefault(order, _Renamings(order)), tuple(places)
+        return named, self._renamings(order), tuple(places)
 
     def _request_moved(self, producers: Order, consumers: Order, number: int) -> int:
         known = self._moved.get((producers, consumers, number))
