@@ -1,5 +1,7 @@
 """The producer's side: fill, offer or write, answer for it until the consumer has confirmed, and free it then."""
 
+import asyncio
+
 from isthmus.core.errors import BadInput, Bug, ContextTooLong, Unsupported
 from isthmus.core.ids import Digest, Epoch, GrantId, HandoffId, Incarnation, WorkerId
 from isthmus.core.units import Duration, blocks_for
@@ -169,8 +171,8 @@ class ProducerSide:
         """This life of this worker is over, as proven by `evidence`; what that frees is the drain table's to say."""
         if self._pusher is not None:
             self._pusher.forget_peer(worker, incarnation)
-        for handoff in self._owner.peer_lost(worker, incarnation, evidence):
-            await through(self._stop(handoff))
+        stopping = self._owner.peer_lost(worker, incarnation, evidence)
+        await asyncio.gather(*(through(self._stop(handoff)) for handoff in stopping))  # at once, not one after another
 
     async def _stop(self, handoff: HandoffId) -> None:
         """Return once neither our engine nor our writing touches a hand-off that was given up."""

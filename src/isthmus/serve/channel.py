@@ -148,6 +148,8 @@ class Channel:
         timer = asyncio.create_task(self._expect_hello())
         try:
             await self.run()
+        except asyncio.CancelledError:
+            return  # the process ends. asyncio logs the cancellation of a task of its own as if nobody had meant it
         finally:
             timer.cancel()
 
