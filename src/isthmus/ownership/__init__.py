@@ -6,6 +6,10 @@
     capacity     waiting for that, bounded and with deadlines
     producer     SourceOwner: a prefill worker's hand-offs
     consumer     DestinationOwner: a decode worker's hand-offs
+    retention    is it worth keeping? the order in which retained things are given up
+    residency    where does it lie? which tier of memory
+    prefix_cache blocks that outlive their hand-offs, by the names of `prefix_hash`
+    index        what outlives the process: payloads in files
     leases       renewal and the reaper
     rows         what people see
 

@@ -85,7 +85,7 @@ class PrefixCachingConfig(_Config):
     They are the tenants' KV, readable to this user only.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     retention: Literal["lru", "lfu", "cost"] = "lru"
     half_life_ms: Milliseconds = 300_000
     blocks_max: Annotated[int, Field(ge=1)] | None = None
