@@ -1,5 +1,6 @@
 # make demo   set up everything and run the main job
 # make test   set up everything and run the checks and the tests
+# make verify the ownership protocol: model, a thousand seeds, the documents' tables (about three minutes)
 # make test-engines   the same against real engines, each in an environment of its own (vLLM on the CPU: 3.4 GB)
 # make test-llama-cpp   the same against llama.cpp, built from its source (about 6 minutes on two cores)
 # Set TORCH to another build for a GPU, for instance: make setup TORCH="torch==2.11.0"
@@ -14,7 +15,7 @@ ENGINES_READY := $(ENGINES)/.ready
 LLAMA_CPP := .venv-llama-cpp
 LLAMA_CPP_READY := $(LLAMA_CPP)/.ready
 
-.PHONY: setup model demo check format test test-engines test-llama-cpp clean
+.PHONY: setup model demo check format test verify test-engines test-llama-cpp clean
 
 setup: $(READY)
 
@@ -44,6 +45,11 @@ format: $(READY)
 
 test: check model
 	$(BIN)/python -m pytest -m "not engines and not llama_cpp"
+
+verify: $(READY)
+	$(BIN)/isthmus verify protocol
+	$(BIN)/isthmus verify seeds --count 1000
+	$(BIN)/isthmus verify model
 
 # The last three come as builds for CUDA, which do not load beside the CPU's torch; vLLM does without them.
 $(ENGINES_READY): constraints-engines.txt
