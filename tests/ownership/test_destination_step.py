@@ -209,3 +209,10 @@ def test_what_succeeded_stays_succeeded_when_decode_is_stopped() -> None:
     drain = STATES["drain"]
     assert drain is not None
     assert drain.outcome is LogicalOutcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("stages", [(Arrived(),), (Arrived(), ConvertDone())])
+def test_a_conversion_or_a_check_of_ours_is_never_in_doubt(stages: tuple[DestinationEvent, ...]) -> None:
+    """A producer's death would then free what we still write."""
+    with pytest.raises(Bug, match="doubt"):
+        step(run(SUBMIT, *stages, ABORT), Doubt())

@@ -58,8 +58,8 @@ def _leads(taken: set[tuple[Any, Any]], before: Any, after: Any) -> bool:
 
 
 def test_the_same_seed_walks_the_same_way() -> None:
-    one, again = (walk(Space(SMALL["tenants"], PRODUCTION), walks=20, seed=7) for _ in range(2))
-    other = walk(Space(SMALL["tenants"], PRODUCTION), walks=20, seed=8)
+    one, again = (walk(SMALL["tenants"], PRODUCTION, walks=20, seed=7) for _ in range(2))
+    other = walk(SMALL["tenants"], PRODUCTION, walks=20, seed=8)
     assert one == again
     assert one != other
     assert one.counterexample is None

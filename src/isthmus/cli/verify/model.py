@@ -21,7 +21,7 @@ def model(
     tier: Annotated[str, Parameter(help="quick: for every change. full: the large scopes too.")] = "quick",
     scope: Annotated[list[str] | None, Parameter(help="Only this scope; repeat for more.", negative="")] = None,
     mutants: Annotated[bool, Parameter(help="Take each guard out in turn: the check must find what follows.")] = True,
-    walks: Annotated[int, Parameter(help="Random walks where a scope is too large to be exhausted.")] = 2000,
+    walks: Annotated[int, Parameter(help="Random walks where a scope is too large to be exhausted.")] = 20_000,
     seed: Annotated[int, Parameter(help="Of the walks.")] = 0,
     list_: Annotated[bool, Parameter(name="--list", negative="", help="Say which scopes there are.")] = False,
     json_: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,

@@ -109,15 +109,17 @@ def _run_scope(named: Named, walks: int, seed: int, clock: Clock, say: Say) -> S
 
     explored = explore(space, clock, tell=tell)
     wrong = list(_told(space, explored.counterexample))
-    walked = None
+    walked: Walked | None = None
     if scope.depth_max is not None and not wrong:
-        walked = walk(space, walks=walks, seed=seed)
-        wrong += _told(space, walked.counterexample)
+        walked = walk(scope, PRODUCTION, walks=walks, seed=seed)
+        if walked.story:
+            wrong.append("\n".join((f"{scope.name}, walking:", *walked.story)))
     try:
         space.check_progress()
     except Violation as violation:
         wrong.append(f"{scope.name}: {violation}")
-    sometimes = {line: line in space.marks for line in named.sometimes}
+    marks = space.marks if walked is None else space.marks | walked.marks
+    sometimes = {line: line in marks for line in named.sometimes}
     rate = explored.states / max(explored.seconds, 1e-9)
     say(f"{scope.name}: {explored.states:,} states, depth {explored.depth}, {rate:,.0f} states/s")
     return ScopeRun(

@@ -24,6 +24,7 @@ from isthmus.ownership.protocol.states import (
     DestinationHandoff,
     DestinationPhase,
     LogicalOutcome,
+    PartStage,
     PhysicalAccess,
     TriggerMode,
 )
@@ -110,8 +111,13 @@ def drained(state: DestinationHandoff, evidence: Evidence) -> Stepped:
 
 
 def doubt(state: DestinationHandoff) -> Stepped:
-    """Quarantine. Under pull: our own transfer can neither be completed nor be shown to have stopped."""
-    if state.phase is not DestinationPhase.ABORTING:
+    """Quarantine. Under pull: our own transfer can neither be completed nor be shown to have stopped.
+
+    A conversion or a check of ours is never in doubt: it ends, and the producer's death says nothing of it.
+    """
+    stages = {part.stage for part in state.parts}
+    ours = state.mode is TriggerMode.PULL and not stages.isdisjoint((PartStage.CONVERTING, PartStage.VERIFYING))
+    if state.phase is not DestinationPhase.ABORTING or ours:
         raise impossible(state, "doubt")
     if state.mode is TriggerMode.PULL:
         return _quarantined(state)
