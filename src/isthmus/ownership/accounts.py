@@ -58,3 +58,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def blocks(self) -> int:
         return self.reserved + self.filling + self.resident + self.quarantined
+
+    @property
+    def blocks_of_handoffs(self) -> int:
+        """Those that a hand-off holds; what is retained outlives hand-offs, whoever still uses it."""
+        return self.blocks - self.retention

@@ -88,7 +88,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="eve
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end", forbid_unknown_fields=True):
-    """A clean end, and what the ledger still held then."""
+    """A clean end, and what hand-offs still held then."""
 
     at: Instant
     blocks_held: int

@@ -145,7 +145,7 @@ class Process:
         """This life has come to its end by itself. Nothing is retained any more (I8)."""
         self.prefixes.end()
         if journal is not None:
-            journal.close(at=self.clock.now(), blocks_held=self.ledger.held().blocks)
+            journal.close(at=self.clock.now(), blocks_held=self.ledger.held().blocks_of_handoffs)
 
     def _numbered(self, first: int | None) -> int:
         """This worker's port, where its pool's first one has `first`; 0 where it has none."""
@@ -181,7 +181,7 @@ class Process:
         return {
             "total": self.ledger.num_blocks,
             "free": available.blocks,
-            "held": held.blocks - held.retention,  # by hand-offs
+            "held": held.blocks_of_handoffs,
             "reserved": held.reserved,
             "filling": held.filling,
             "resident": held.resident - held.retention,
