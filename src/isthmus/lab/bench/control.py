@@ -30,8 +30,11 @@ from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, T
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, Pulse, Snapshot
 from isthmus.serve.worker.peers import RemoteProducer
+from isthmus.state.encoding import Encoding, StorageDtype
+from isthmus.state.partition import Partition
 from isthmus.state.plan import TransformPlan
-from isthmus.state.runtime_kv_state import Residency, RuntimeKVState
+from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
+from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
 from isthmus.transport.base import BlockRead, Endpoint, MemoryEndpoint
 
 __all__ = ["bench_control", "serve_producer"]
@@ -48,8 +51,7 @@ class _NoEngine:
     """An engine that fills and converts nothing, at once."""
 
     def __init__(self) -> None:
-        side = describe(LINE)
-        self.identity, self.representation = side.identity, side.representation
+        self.identity, self.representation = describe(LINE).identity, _thin()
         self.residency = Residency(tier="device", num_blocks=NUM_BLOCKS)
         self.context_length = 32_768
 
@@ -67,6 +69,20 @@ class _NoEngine:
         blocks: Sequence[BlockId],
     ) -> tuple[Verified, ...]:
         return tuple(Verified(producer_digest=Digest(0), consumer_digest=Digest(0), error_max=0, rows=0) for _ in plans)
+
+
+def _thin() -> KVRepresentation:
+    """A form of four bytes a token: an image of it costs nothing to allocate."""
+    components = attention(heads=1, head_size=1, head_size_v=1, encoding=Encoding(storage_dtype=StorageDtype.BF16))
+    group = GroupRepresentation(
+        kind=GroupKind.FULL_ATTENTION,
+        layers=(0,),
+        components=components,
+        block_size=16,
+        layout=Layout.LBNHC,
+        kv_order=KvOrder.KV_OUTER,
+    )
+    return KVRepresentation(groups=(group,), partition=Partition())
 
 
 class _NoReader:
