@@ -1,7 +1,7 @@
 """Ways to copy out of another simulated process's pool, over virtual time: one-sided like shm, and served like tcp.
 
 One-sided: the reader copies chunk by chunk and asks nobody; it goes on after a thaw, whatever has happened meanwhile.
-Served: the owner's process asks its guard before the first byte, and then sends. (Within one process the real
+Served: the owner's process asks its guard before it sends. (Within one process the real
 `transport.memory` is used.) Both keep transport's promise: once a read is over, nothing writes into its buffer.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isthmus.core.clock import Chance, Clock
-from isthmus.core.errors import IsthmusError, PeerLost
+from isthmus.core.errors import IsthmusError, PeerLost, TransferFailed
 from isthmus.core.ids import BlockId, GrantId, RegionId
 from isthmus.core.units import ByteCount, Duration
 from isthmus.core.waiting import within
@@ -140,7 +140,9 @@ class ServedReader(_Reader):
         return request.size_bytes
 
     async def _serve(self, request: BlockRead, export: Export, send: Callable[[_Piece], None]) -> None:
-        """In the owner's process: the guard is asked before the first byte, as the real exporter does."""
+        """In the owner's process. As the real exporter, it asks the guard before the first byte, and of each chunk again
+        after it was copied and before it is sent.
+        """
         try:
             export.guard.check_read(request.grant, request.epoch, request.reader, request.blocks)
         except IsthmusError as refused:
@@ -150,8 +152,14 @@ class ServedReader(_Reader):
             for chunk in chunks_of(region, len(request.blocks), self._chunk_bytes):
                 await export.clock.sleep(self._step)
                 buffer = bytearray(chunk.stop - chunk.start)
-                export.copied(request.grant, request.blocks[chunk.block_start : chunk.block_stop])
                 copy_chunk(export.lender, request, region, chunk, memoryview(buffer))
+                ids = request.blocks[chunk.block_start : chunk.block_stop]
+                try:
+                    export.guard.check_read(request.grant, request.epoch, request.reader, ids)
+                except IsthmusError:
+                    send(TransferFailed("grant: ended while its bytes were on their way", field="grant"))
+                    return
+                export.copied(request.grant, ids)
                 send((region.id, chunk.start, bytes(buffer)))
         send(None)
 
