@@ -140,8 +140,8 @@ class ServedReader(_Reader):
         return request.size_bytes
 
     async def _serve(self, request: BlockRead, export: Export, send: Callable[[_Piece], None]) -> None:
-        """In the owner's process. As the real exporter, it asks the guard before the first byte, and of each chunk again
-        after it was copied and before it is sent.
+        """In the owner's process. As the real exporter, it asks the guard before the first byte, and again after each
+        chunk was copied and before it is sent.
         """
         try:
             export.guard.check_read(request.grant, request.epoch, request.reader, request.blocks)
