@@ -20,6 +20,7 @@ from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import AbortOrder, Ack, ConfirmOrder, ConfirmReply, PrefillOrder, PrefillReply, RenewOrder
 from isthmus.handoff.producer import ProducerSide
+from isthmus.handoff.remote import RemoteProducer
 from isthmus.handoff.request import Request, Sampling
 from isthmus.handoff.seams import Prefilled
 from isthmus.handoff.stages import Placed
@@ -29,7 +30,6 @@ from isthmus.lab.bench.harness import Row, row
 from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, TransportKind
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, Pulse, Snapshot
-from isthmus.serve.worker.peers import RemoteProducer
 from isthmus.state.encoding import Encoding, StorageDtype
 from isthmus.state.partition import Partition
 from isthmus.state.plan import TransformPlan
@@ -107,10 +107,7 @@ class _Counted(RemoteProducer):
     """Counts the calls that a hand-off awaits."""
 
     def __init__(self, channel: Channel) -> None:
-        async def dial() -> Channel:
-            return channel
-
-        super().__init__(dial)
+        super().__init__(channel.call)
         self._to = channel
         self.calls = 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 from isthmus.core.clock import Chance
 from isthmus.core.errors import BadInput, FrameInvalid, Lost
@@ -11,11 +12,12 @@ from isthmus.handoff.consumer import Deadlines, Peer
 from isthmus.handoff.exposure import WriteGuard
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import Ack, PrefillReply
+from isthmus.handoff.remote import RemoteProducer
 from isthmus.handoff.request import Request
 from isthmus.handoff.stages import Placed, Reserved
 from isthmus.handoff.watch import Watch as Stopwatch
 from isthmus.lab.seeds.forms import IDENTITY, Form
-from isthmus.lab.seeds.network import Body, Life, RemoteProducer
+from isthmus.lab.seeds.network import Body, Life
 from isthmus.lab.seeds.reads import OneSidedReader, ServedReader, copy_faults, watched
 from isthmus.lab.seeds.watch import Events
 from isthmus.lab.seeds.worker import Common, Worker
@@ -158,7 +160,7 @@ class Consumer(Worker):
             producer=WorkerId(order.producer),
             producer_incarnation=Incarnation(order.producer_incarnation),
         )
-        producer = RemoteProducer(self, (placed.producer, placed.producer_incarnation))
+        producer = RemoteProducer(partial(self.call, (placed.producer, placed.producer_incarnation)))
 
         def on_token(reply: PrefillReply) -> None:
             self._send(request, request.sampled, reply.token, reply.finish_reason)

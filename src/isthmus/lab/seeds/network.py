@@ -6,12 +6,11 @@ reaches nobody; its caller hears of a closed connection, or nothing.
 
 import asyncio
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
 from isthmus.core.clock import Chance
-from isthmus.core.errors import Bug, FrameInvalid, IsthmusError, PeerLost, error_named
+from isthmus.core.errors import Bug, IsthmusError, PeerLost, error_named
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
 from isthmus.handoff.orders import (
@@ -30,7 +29,7 @@ from isthmus.lab.seeds.mix import Fault, Mix
 from isthmus.lab.seeds.transcript import Transcript
 from isthmus.serve.messages import CancelRequest, Failure, Generate, TokenEvent
 
-__all__ = ["Life", "Network", "RemoteProducer", "Station"]
+__all__ = ["Life", "Network", "Station"]
 
 Body = (
     PrefillOrder
@@ -47,7 +46,6 @@ Body = (
     | CancelRequest
     | Failure
 )
-Answer = TypeVar("Answer", PrefillReply, ConfirmReply, Ack)
 Life = tuple[WorkerId, Incarnation]
 
 _encoder = msgspec.msgpack.Encoder()
@@ -141,38 +139,6 @@ class Station:
         running = [task for task in self._handling.pop(peer, ()) if not task.done()]
         if running:
             await asyncio.wait(running)
-
-
-class RemoteProducer:
-    """A producer behind the network: `handoff.Producer`."""
-
-    def __init__(self, station: Station, to: Life) -> None:
-        self._station = station
-        self._to = to
-
-    async def prefill(self, order: PrefillOrder) -> PrefillReply:
-        return await self._ask(order, PrefillReply)
-
-    async def register(self, order: RegisterOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def written(self, order: WrittenOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
-        return await self._ask(order, ConfirmReply)
-
-    async def renew(self, order: RenewOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def abort(self, order: AbortOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def _ask(self, order: Body, kind: type[Answer]) -> Answer:
-        answer = await self._station.call(self._to, order)
-        if not isinstance(answer, kind):
-            raise FrameInvalid(f"answer: got {type(answer).__name__}, wanted {kind.__name__}", field="answer")
-        return answer
 
 
 class Network:

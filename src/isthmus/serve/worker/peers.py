@@ -1,72 +1,21 @@
 """A consumer's channels to its producers: opened when first needed, closed when the producer's life is over."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TypeVar
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import FrameInvalid, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
-from isthmus.handoff.orders import (
-    AbortOrder,
-    Ack,
-    ConfirmOrder,
-    ConfirmReply,
-    PrefillOrder,
-    PrefillReply,
-    RegisterOrder,
-    RenewOrder,
-    WrittenOrder,
-)
+from isthmus.handoff.remote import Order, RemoteProducer
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
 from isthmus.state.manifest import negotiate_version
 from isthmus.transport.tls import Tls
 
-__all__ = ["Peers", "RemoteProducer"]
+__all__ = ["Peers"]
 
 CONNECT_DEADLINE = Duration.of_seconds(5)
-
-Answer = TypeVar("Answer", PrefillReply, ConfirmReply, Ack)
-Dial = Callable[[], Awaitable[Channel]]
-
-
-class RemoteProducer:
-    """A producer behind a channel: `handoff.Producer`, with every answer's type checked.
-
-    `dial` gives the channel that stands now: one that broke is dialled anew, for what is asked again.
-    """
-
-    def __init__(self, dial: Dial) -> None:
-        self._dial = dial
-
-    async def prefill(self, order: PrefillOrder) -> PrefillReply:
-        return await self._ask(order, PrefillReply)
-
-    async def register(self, order: RegisterOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def written(self, order: WrittenOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
-        return await self._ask(order, ConfirmReply)
-
-    async def renew(self, order: RenewOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def abort(self, order: AbortOrder) -> None:
-        await self._ask(order, Ack)
-
-    async def _ask(self, order: Message, kind: type[Answer]) -> Answer:
-        channel = await self._dial()
-        answer = await channel.call(order)
-        if not isinstance(answer, kind):
-            raise FrameInvalid(f"answer: got {type(answer).__name__}, wanted {kind.__name__}", field="answer")
-        return answer
 
 
 class Peers:
@@ -91,9 +40,17 @@ class Peers:
         membership.on_fenced(self._fenced)
 
     async def producer(self, worker: WorkerId, incarnation: Incarnation) -> RemoteProducer:
-        """The producer of this life. Raises PeerLost where it is no member or cannot be reached."""
+        """The producer of this life. Raises PeerLost where it is no member or cannot be reached.
+
+        A channel that breaks is dialled anew, for what is asked again.
+        """
         await self._channel(worker, incarnation)
-        return RemoteProducer(partial(self._channel, worker, incarnation))
+
+        async def call(order: Order) -> Message:
+            channel = await self._channel(worker, incarnation)
+            return await channel.call(order)
+
+        return RemoteProducer(call)
 
     async def _channel(self, worker: WorkerId, incarnation: Incarnation) -> Channel:
         key = (worker, incarnation)
