@@ -8,7 +8,8 @@ from isthmus.core.clock import ManualClock
 from isthmus.core.ids import HandoffId
 from isthmus.core.units import Duration
 from isthmus.ownership import Capacity, Ledger, SourceOwner, TransportKind
-from isthmus.ownership.journal import Header, JournalWriter, Side
+from isthmus.ownership.journal import Header, JournalWriter
+from isthmus.ownership.side import Side
 from tests.ownership.worlds import DECODE, DECODE_LIFE, LEASE, PREFILL, PREFILL_LIFE, TENANT, grant_of
 
 __all__ = ["a_journal"]

@@ -6,18 +6,14 @@
 Owns the commit: blocks become decode's in `install`, on the owner's confirmation, and nowhere else (I1, I9).
 """
 
-import hmac
 from collections.abc import Sequence
 
-from isthmus.core.clock import Clock, Instant
-from isthmus.core.errors import IsthmusError
+from isthmus.core.clock import Clock
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.limits import GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
-from isthmus.ownership.capability import Claims, digest_of_blocks
 from isthmus.ownership.capacity import Capacity
-from isthmus.ownership.grants import Grants
-from isthmus.ownership.journal import Journal, Side
+from isthmus.ownership.journal import Journal
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
 from isthmus.ownership.prefix_cache import PrefixCache
@@ -44,9 +40,10 @@ from isthmus.ownership.protocol.events import (
     WriteSeen,
     Written,
 )
+from isthmus.ownership.protocol.grants import same_grant
 from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, LogicalOutcome, TriggerMode
-from isthmus.ownership.records import Record
-from isthmus.ownership.rows import Row, destination_row
+from isthmus.ownership.rows import destination_row
+from isthmus.ownership.side import Side
 
 __all__ = ["DestinationOwner"]
 
@@ -73,6 +70,8 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
         super().__init__(
             side=Side.CONSUMER,
             step=step,
+            lease_over=lease_over,
+            row=destination_row,
             stops={StopRead: stop_read, StopDecode: stop_decode},
             ledger=ledger,
             capacity=capacity,
@@ -85,7 +84,6 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
             prefixes=prefixes,
         )
         self._transport = transport
-        self._grants = Grants(clock, self._claims_of)
 
     async def reserve(
         self,
@@ -106,20 +104,16 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
 
         Before them lie the retained blocks named by `prefix`, which must be here still: else PrefixGone.
         """
-        self._refuse_unwelcome(handoff, producer, producer_incarnation)
-        self._reserving.add(handoff)
-        try:
-            assignment = await self._capacity.acquire(
-                handoff, tenant=tenant, blocks=blocks, staging_bytes=staging_bytes, deadline=deadline
-            )
-        finally:
-            self._reserving.discard(handoff)
-        try:
-            self._refuse_unwelcome(handoff, producer, producer_incarnation)  # the world went on while we waited
-            self._pin(handoff, prefix)
-        except IsthmusError:
-            self._capacity.give_back(assignment, staging_bytes=staging_bytes)
-            raise
+        assignment = await self._acquire(
+            handoff,
+            producer,
+            producer_incarnation,
+            tenant=tenant,
+            blocks=blocks,
+            staging_bytes=staging_bytes,
+            deadline=deadline,
+            prefix=prefix,
+        )
         event = ReserveDestination(
             handoff=handoff,
             producer=producer,
@@ -250,34 +244,6 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
 
     # inside
 
-    def _lease_over(self, state: DestinationHandoff, now: Instant) -> bool:
-        return lease_over(state, now)
-
-    def _row(self, record: Record[DestinationHandoff], now: Instant) -> Row:
-        return destination_row(record, now, self.worker, self._ledger.block_bytes)
-
-    def _claims_of(self, handoff: HandoffId) -> Claims | None:
-        record = self._records.find(handoff)
-        return None if record is None else self._claims(record.state)
-
-    def _claims(self, state: DestinationHandoff) -> Claims:
-        """What a grant to write into this hand-off is for."""
-        return Claims(
-            handoff=state.handoff,
-            epoch=state.epoch,
-            tenant=state.tenant,
-            owner=self.worker,
-            owner_incarnation=self.incarnation,
-            holder=state.producer,
-            holder_incarnation=state.producer_incarnation,
-            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
-        )
-
-    def _granted(
-        self, grant: GrantId, epoch: Epoch, writer: WorkerId, life: Incarnation | None = None
-    ) -> Record[DestinationHandoff]:
-        return self._known(self._grants.handoff(grant, epoch, writer, life))
-
     def _forget(self, state: DestinationHandoff) -> None:
         if state.mode is not TriggerMode.PULL:
             for part in state.parts:
@@ -287,5 +253,6 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
 
 def _part_of(state: DestinationHandoff, grant: GrantId) -> int:
     """Which part a grant of this hand-off is of. Its genuineness has been checked."""
-    said = grant.encode()
-    return next((i for i, part in enumerate(state.parts) if hmac.compare_digest((part.grant or "").encode(), said)), 0)
+    return next(
+        (i for i, part in enumerate(state.parts) if part.grant is not None and same_grant(grant, part.grant)), 0
+    )

@@ -59,7 +59,7 @@ class Grants:
         if not check(self._secret, grant, ours):
             raise Bug(f"hand-off {minted.handoff}: its grant was not minted for it as it is now", field="grant")  # I1
         presented = replace(ours, epoch=epoch, holder=holder, holder_incarnation=life or ours.holder_incarnation)
-        if not check(self._secret, grant, presented):
+        if presented != ours and not check(self._secret, grant, presented):
             if (holder, presented.holder_incarnation) == (ours.holder, ours.holder_incarnation):
                 raise StaleEpoch(f"epoch: {epoch}, the grant is of another", field="epoch")
             raise NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")

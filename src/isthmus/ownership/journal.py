@@ -43,7 +43,7 @@ from isthmus.ownership.protocol.events import (
 )
 from isthmus.ownership.side import Side
 
-__all__ = ["End", "Entry", "Header", "Journal", "JournalWriter", "Side", "clock_identity", "framed", "journal_path"]
+__all__ = ["End", "Entry", "Header", "Journal", "JournalWriter", "clock_identity", "framed", "journal_path"]
 
 log = structlog.get_logger(__name__)
 

@@ -20,11 +20,14 @@ from isthmus.core.errors import (
     StaleEpoch,
     TransferFailed,
 )
-from isthmus.core.ids import HandoffId, Incarnation, WorkerId
+from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.limits import INCARNATIONS_LOST_MAX
-from isthmus.ownership.accounts import Count
+from isthmus.core.units import Duration
+from isthmus.ownership.accounts import Assignment, Count
+from isthmus.ownership.capability import Claims, digest_of_blocks
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
-from isthmus.ownership.journal import Journal, Side
+from isthmus.ownership.grants import Grants
+from isthmus.ownership.journal import Journal
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.protocol import events
@@ -46,8 +49,9 @@ from isthmus.ownership.protocol.effects import (
 )
 from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
-from isthmus.ownership.records import Moment, Record, Records, Remembered
+from isthmus.ownership.records import Moment, Record, Records, Remembered, peer_of
 from isthmus.ownership.rows import Row, with_timeline
+from isthmus.ownership.side import Side
 
 __all__ = ["Owner", "Stop", "execute", "nothing_to_stop"]
 
@@ -71,6 +75,8 @@ class Owner(Generic[StateT, EventT]):
         *,
         side: Side,
         step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]],
+        lease_over: Callable[[StateT, Instant], bool],
+        row: Callable[[Record[StateT], Instant, WorkerId, int], Row],
         stops: Mapping[type[Effect], Stop],
         ledger: Ledger,
         capacity: Capacity,
@@ -87,6 +93,8 @@ class Owner(Generic[StateT, EventT]):
         self._side = side
         self._journal = journal
         self._step: Callable[[StateT, EventT], tuple[StateT | None, tuple[Effect, ...]]] = step
+        self._lease_over: Callable[[StateT, Instant], bool] = lease_over
+        self._row: Callable[[Record[StateT], Instant, WorkerId, int], Row] = row
         self._stops = stops
         self._ledger = ledger
         self._capacity = capacity
@@ -97,6 +105,7 @@ class Owner(Generic[StateT, EventT]):
         self._reserving: set[HandoffId] = set()
         self._lost: Remembered[tuple[WorkerId, Incarnation]] = Remembered(INCARNATIONS_LOST_MAX)
         self._fenced = False
+        self._grants = Grants(clock, self._claims_of)
 
     def __len__(self) -> int:
         """How many hand-offs hold something now."""
@@ -154,20 +163,51 @@ class Owner(Generic[StateT, EventT]):
     def snapshot(self) -> list[Row]:
         """Who owns what now, one JSON-able row for each hand-off."""
         now = self._clock.now()
-        return [self._row(record, now) for record in self._records.live()]
+        return [self._row_of(record, now) for record in self._records.live()]
 
     def finished(self) -> list[Row]:
         """The last ended hand-offs, latest first, with their timelines."""
         now = self._clock.now()
-        return [with_timeline(self._row(record, now), record) for record in self._records.logged()]
+        return [with_timeline(self._row_of(record, now), record) for record in self._records.logged()]
 
-    def _lease_over(self, state: StateT, now: Instant) -> bool:
-        raise NotImplementedError
-
-    def _row(self, record: Record[StateT], now: Instant) -> Row:
-        raise NotImplementedError
+    def _row_of(self, record: Record[StateT], now: Instant) -> Row:
+        return self._row(record, now, self.worker, self._ledger.block_bytes)
 
     # reservation
+
+    async def _acquire(
+        self,
+        handoff: HandoffId,
+        peer: WorkerId,
+        incarnation: Incarnation,
+        *,
+        tenant: TenantId,
+        blocks: int,
+        staging_bytes: int,
+        deadline: Duration,
+        prefix: Sequence[bytes],
+    ) -> Assignment:
+        """Room for a hand-off with this peer, and its prefix pinned; whatever this raises, nothing is left behind."""
+        self._refuse_unwelcome(handoff, peer, incarnation)
+        self._reserving.add(handoff)
+        try:
+            assignment = await self._capacity.acquire(
+                handoff,
+                tenant=tenant,
+                blocks=blocks,
+                staging_bytes=staging_bytes,
+                deadline=deadline,
+                side=self._side,
+            )
+        finally:
+            self._reserving.discard(handoff)
+        try:
+            self._refuse_unwelcome(handoff, peer, incarnation)  # the world went on while we waited
+            self._pin(handoff, prefix)
+        except IsthmusError:
+            self._capacity.give_back(assignment, staging_bytes=staging_bytes)
+            raise
+        return assignment
 
     def _refuse_unwelcome(self, handoff: HandoffId, peer: WorkerId, incarnation: Incarnation) -> None:
         """Raise unless a hand-off with this peer may begin."""
@@ -202,6 +242,30 @@ class Owner(Generic[StateT, EventT]):
         for effect in effects:
             execute(self._ledger, effect)
         return state
+
+    # grants
+
+    def _claims(self, state: StateT) -> Claims:
+        """What a grant of ours on this hand-off is for."""
+        peer, life = peer_of(state)
+        return Claims(
+            handoff=state.handoff,
+            epoch=state.epoch,
+            tenant=state.tenant,
+            owner=self.worker,
+            owner_incarnation=self.incarnation,
+            holder=peer,
+            holder_incarnation=life,
+            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
+        )
+
+    def _claims_of(self, handoff: HandoffId) -> Claims | None:
+        record = self._records.find(handoff)
+        return None if record is None else self._claims(record.state)
+
+    def _granted(self, grant: GrantId, epoch: Epoch, peer: WorkerId, life: Incarnation | None = None) -> Record[StateT]:
+        """The hand-off that a peer speaks of under a grant. Raises as `Grants.handoff`."""
+        return self._known(self._grants.handoff(grant, epoch, peer, life))
 
     # events
 

@@ -10,15 +10,13 @@ transport asks `check_read`.
 
 from collections.abc import Iterable, Sequence
 
-from isthmus.core.clock import Clock, Instant
-from isthmus.core.errors import CapacityExceeded, IsthmusError, NotAuthorised, StaleEpoch
+from isthmus.core.clock import Clock
+from isthmus.core.errors import CapacityExceeded, NotAuthorised, StaleEpoch
 from isthmus.core.ids import BlockId, Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 from isthmus.core.limits import GRANTS_PER_PEER_MAX, GRANTS_PER_WORKER_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
-from isthmus.ownership.capability import Claims, digest_of_blocks
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
-from isthmus.ownership.grants import Grants
-from isthmus.ownership.journal import Journal, Side
+from isthmus.ownership.journal import Journal
 from isthmus.ownership.leases import left
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.owner import Owner, Stop, nothing_to_stop
@@ -42,8 +40,9 @@ from isthmus.ownership.protocol.events import (
 from isthmus.ownership.protocol.source import step
 from isthmus.ownership.protocol.source_ends import lease_over
 from isthmus.ownership.protocol.states import LogicalOutcome, SourceHandoff, TriggerMode
-from isthmus.ownership.records import Record, Remembered
-from isthmus.ownership.rows import Row, source_row
+from isthmus.ownership.records import Remembered
+from isthmus.ownership.rows import source_row
+from isthmus.ownership.side import Side
 
 __all__ = ["SourceOwner"]
 
@@ -77,6 +76,8 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         super().__init__(
             side=Side.PRODUCER,
             step=step,
+            lease_over=lease_over,
+            row=source_row,
             stops={StopCompute: stop_compute, StopSend: stop_send},
             ledger=ledger,
             capacity=capacity,
@@ -92,7 +93,6 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         self._transport = transport
         self._sole_tenant = sole_tenant
         self._of_peer_max = of_peer_max
-        self._grants = Grants(clock, self._claims_of)
         self._abandoned: Remembered[tuple[HandoffId, WorkerId, Incarnation]] = Remembered(tombstones_max)
 
     # our own code's
@@ -117,20 +117,16 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         """
         if self._sole_tenant is not None and tenant != self._sole_tenant:
             raise NotAuthorised(f"this pool serves one tenant, not {tenant!r}", field="tenant")
-        self._refuse(handoff, holder, holder_incarnation)
-        self._reserving.add(handoff)
-        try:
-            assignment = await self._capacity.acquire(
-                handoff, tenant=tenant, blocks=blocks, staging_bytes=0, deadline=deadline, side=Side.PRODUCER
-            )
-        finally:
-            self._reserving.discard(handoff)
-        try:
-            self._refuse(handoff, holder, holder_incarnation)  # the world went on while we waited
-            self._pin(handoff, prefix)
-        except IsthmusError:
-            self._capacity.give_back(assignment, staging_bytes=0)
-            raise
+        assignment = await self._acquire(
+            handoff,
+            holder,
+            holder_incarnation,
+            tenant=tenant,
+            blocks=blocks,
+            staging_bytes=0,
+            deadline=deadline,
+            prefix=prefix,
+        )
         event = ReserveSource(
             handoff=handoff,
             holder=holder,
@@ -236,42 +232,14 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
         """Whether the block is of a prefix that lies before the hand-off's own, and stays while the grant does."""
         return self._prefixes is not None and self._prefixes.lends(state.handoff, block)
 
-    def _lease_over(self, state: SourceHandoff, now: Instant) -> bool:
-        return lease_over(state, now)
-
-    def _row(self, record: Record[SourceHandoff], now: Instant) -> Row:
-        return source_row(record, now, self.worker, self._ledger.block_bytes)
-
-    def _refuse(self, handoff: HandoffId, holder: WorkerId, holder_incarnation: Incarnation) -> None:
-        self._refuse_unwelcome(handoff, holder, holder_incarnation)
+    def _refuse_unwelcome(self, handoff: HandoffId, holder: WorkerId, holder_incarnation: Incarnation) -> None:
+        super()._refuse_unwelcome(handoff, holder, holder_incarnation)
         if self._records.of_peer(holder) >= self._of_peer_max:  # one peer must not take the places of all others
             raise CapacityExceeded(
                 f"{holder} has {self._of_peer_max} hand-offs here already", field="holder", retry_after=RETRY_AFTER
             )
         if (handoff, holder, holder_incarnation) in self._abandoned:
             raise StaleEpoch(f"hand-off {handoff} was abandoned before it began", field="handoff")
-
-    def _claims_of(self, handoff: HandoffId) -> Claims | None:
-        record = self._records.find(handoff)
-        return None if record is None else self._claims(record.state)
-
-    def _claims(self, state: SourceHandoff) -> Claims:
-        """What a grant on this hand-off is for."""
-        return Claims(
-            handoff=state.handoff,
-            epoch=state.epoch,
-            tenant=state.tenant,
-            owner=self.worker,
-            owner_incarnation=self.incarnation,
-            holder=state.holder,
-            holder_incarnation=state.holder_incarnation,
-            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
-        )
-
-    def _granted(
-        self, grant: GrantId, epoch: Epoch, holder: WorkerId, life: Incarnation | None = None
-    ) -> Record[SourceHandoff]:
-        return self._known(self._grants.handoff(grant, epoch, holder, life))
 
     def _forget(self, state: SourceHandoff) -> None:
         if state.grant is not None:

@@ -12,12 +12,12 @@ import msgspec
 
 from isthmus.core.clock import Instant
 from isthmus.core.errors import Bug
-from isthmus.core.ids import HandoffId, WorkerId
+from isthmus.core.ids import HandoffId, Incarnation, WorkerId
 from isthmus.core.limits import HANDOFFS_LOGGED_MAX, MOMENTS_PER_HANDOFF_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
 
-__all__ = ["Moment", "Record", "Records", "Remembered"]
+__all__ = ["Moment", "Record", "Records", "Remembered", "peer_of"]
 
 
 StateT = TypeVar("StateT", SourceHandoff, DestinationHandoff)
@@ -97,7 +97,7 @@ class Records(Generic[StateT]):
         if self.find(handoff) is not None:
             raise Bug(f"hand-off {handoff} recorded twice", field="handoff")
         self._live[handoff] = record
-        self._of_peer[_peer(record.state)] += 1
+        self._of_peer[peer_of(record.state)[0]] += 1
 
     def find(self, handoff: HandoffId) -> Record[StateT] | None:
         """Live or ended; None if never known or forgotten."""
@@ -106,7 +106,7 @@ class Records(Generic[StateT]):
     def bury(self, handoff: HandoffId) -> list[StateT]:
         """A live one has ended. Returns the states of those forgotten to make room for its tombstone."""
         record = self._live.pop(handoff)
-        peer = _peer(record.state)
+        peer, _ = peer_of(record.state)
         self._of_peer[peer] -= 1
         if not self._of_peer[peer]:
             del self._of_peer[peer]
@@ -119,6 +119,8 @@ class Records(Generic[StateT]):
         return forgotten
 
 
-def _peer(state: SourceHandoff | DestinationHandoff) -> WorkerId:
-    """The other side."""
-    return state.holder if isinstance(state, SourceHandoff) else state.producer
+def peer_of(state: SourceHandoff | DestinationHandoff) -> tuple[WorkerId, Incarnation]:
+    """The other side, and which life of it."""
+    if isinstance(state, SourceHandoff):
+        return state.holder, state.holder_incarnation
+    return state.producer, state.producer_incarnation

@@ -25,9 +25,9 @@ from isthmus.lab.seeds.loop import VirtualLoop
 from isthmus.lab.seeds.paper import history, kv
 from isthmus.lab.seeds.transcript import Transcript
 from isthmus.ownership import DestinationOwner, DestinationPhase, Ledger, LogicalOutcome, SourceOwner
-from isthmus.ownership.journal import Side
 from isthmus.ownership.protocol.events import DestinationEvent, SourceEvent
 from isthmus.ownership.protocol.states import SourceHandoff, TriggerMode
+from isthmus.ownership.side import Side
 from isthmus.portability.verdict import Verdict
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation

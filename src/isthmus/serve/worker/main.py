@@ -13,11 +13,11 @@ from isthmus.handoff.exposure import WriteGuard
 from isthmus.handoff.producer import ProducerSide
 from isthmus.handoff.push import Pusher
 from isthmus.ownership.consumer import DestinationOwner
-from isthmus.ownership.journal import Side
 from isthmus.ownership.leases import reap_forever
 from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
+from isthmus.ownership.side import Side
 from isthmus.serve.channel import Channel, accepting
 from isthmus.serve.config import ServeConfig
 from isthmus.serve.messages import Generate, Message

@@ -12,10 +12,11 @@ from isthmus.core.units import Duration
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.ownership.capacity import Capacity
 from isthmus.ownership.consumer import DestinationOwner
-from isthmus.ownership.journal import Header, JournalWriter, Side, clock_identity
+from isthmus.ownership.journal import Header, JournalWriter, clock_identity
 from isthmus.ownership.ledger import Ledger
 from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.rows import Row
+from isthmus.ownership.side import Side
 from isthmus.serve.admission_config import blocks_of
 from isthmus.serve.channel import Handler
 from isthmus.serve.config import PoolConfig, ServeConfig
