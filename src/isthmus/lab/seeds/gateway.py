@@ -73,6 +73,7 @@ class Gateway(Station):
         self._streams: dict[tuple[str, int], asyncio.Queue[TokenEvent | None]] = {}
         self.members: dict[WorkerId, Worker] = {}
         self.fenced: list[Worker] = []
+        self._admitted = 0
         self.asks: list[Ask] = []
 
     # who lives
@@ -86,6 +87,8 @@ class Gateway(Station):
         for over in self.fenced:
             worker.shut_out.add(over.life)
         self.members[worker.name] = worker
+        self._admitted += 1
+        worker.number = self._admitted
         for member in list(self.members.values()):
             if type(member) is not type(worker):
                 self._announce(worker, member)

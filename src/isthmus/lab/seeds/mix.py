@@ -92,6 +92,11 @@ class Mix:
     faulty: Duration
     rates: Mapping[Fault, float]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, the probe of the healed world among them."""
+        return _longest(self.prompts)
+
     def rate(self, fault: Fault) -> float:
         return self.rates.get(fault, 0.0)
 
@@ -103,7 +108,7 @@ def draw_mix(chance: Chance) -> Mix:
     tenants = chance.pick((1, 1, 2))
     prompts = _prompts(chance, tenants, faulty)
     forms = FORMS if chance.happens(0.7) else FORMS[:1]
-    longest = max(8, *(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts))
+    longest = _longest(prompts)
     return Mix(
         lease=lease,
         latency=lease / chance.pick((20, 50, 200)),
@@ -127,6 +132,10 @@ def draw_mix(chance: Chance) -> Mix:
         faulty=faulty,
         rates=_rates(chance),
     )
+
+
+def _longest(prompts: tuple[Prompt, ...]) -> int:
+    return max(8, *(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts))
 
 
 _MODES = (TriggerMode.PULL, TriggerMode.PULL, TriggerMode.PUSH, TriggerMode.SEND)

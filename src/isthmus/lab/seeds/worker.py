@@ -58,8 +58,12 @@ class Common:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A worker as the registry knows it: a producer's endpoint is to be read from, a consumer's to be written to."""
+    """A worker as the registry knows it: a producer's endpoint is to be read from, a consumer's to be written to.
 
+    `number`: how many had joined before it.
+    """
+
+    number: int
     life: Life
     form: Form
     endpoint: Endpoint
@@ -79,6 +83,7 @@ class Worker(Station):
         self.form = form
         self.chance = chance
         self.fenced = False
+        self.number = 0
         self.view: dict[WorkerId, Member] = {}
         self.key = chance.token()
         self.endpoint = self._endpoint()
@@ -109,11 +114,12 @@ class Worker(Station):
                 return MemoryEndpoint(hub=self.common.hub.id, key=self.key)
 
     def member(self) -> Member:
-        return Member(life=self.life, form=self.form, endpoint=self.endpoint)
+        return Member(number=self.number, life=self.life, form=self.form, endpoint=self.endpoint)
 
     def seen(self, member: Member) -> None:
-        """The registry's word that a life has come."""
-        if member.life not in self.shut_out:
+        """The registry's word that a life has come. Of one name the last to join counts, in whatever order we hear."""
+        known = self.view.get(member.life[0])
+        if member.life not in self.shut_out and (known is None or known.number < member.number):
             self.view[member.life[0]] = member
 
     def find(self, worker: WorkerId, incarnation: Incarnation) -> Member:

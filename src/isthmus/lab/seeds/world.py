@@ -77,8 +77,7 @@ class World:
         self.staging_bytes = self._staging_bytes()
 
     def _staging_bytes(self) -> int:
-        longest = max(len(prompt.token_ids) + prompt.max_tokens for prompt in self.mix.prompts)
-        return self.mix.images_staged * max(image_bytes(form, longest) for form in self.mix.producers)
+        return self.mix.images_staged * max(image_bytes(form, self.mix.longest) for form in self.mix.producers)
 
     # lives
 
