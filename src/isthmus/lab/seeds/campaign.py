@@ -25,7 +25,7 @@ __all__ = ["Campaign", "CampaignOrder", "Tally", "run_campaign", "tally_of"]
 
 FAILURES_KEPT_MAX = 1000
 SEEDS_PER_JOB = 2000
-COLLECTED_EVERY = 50
+COLLECTED_EVERY = 200
 """So many seeds between two turns of the garbage collector, which rests during each."""
 
 
