@@ -1,31 +1,31 @@
 """The consumer's side, and the coordinator: reserve, plan, read, verify, and install once the owner has confirmed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, Lost, ManifestInvalid, Rejected
-from isthmus.core.ids import Epoch, HandoffId, Incarnation, RegionId, WorkerId
-from isthmus.core.units import ByteCount, Duration, blocks_for
+from isthmus.core.ids import Epoch, HandoffId, Incarnation, WorkerId
+from isthmus.core.units import Duration, blocks_for
 from isthmus.core.waiting import through, within
 from isthmus.handoff.exposure import Exposed, Exposures, order_prefill
-from isthmus.handoff.images import image_blocks, image_bytes, regions_of
-from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, RenewOrder, WrittenOrder
+from isthmus.handoff.images import image_blocks, image_bytes, parts_of
+from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, WrittenOrder
+from isthmus.handoff.pull import Pulls
 from isthmus.handoff.reuse import Reuse, reusable
 from isthmus.handoff.seams import KVReader, Producer
 from isthmus.handoff.stages import Arrived, Filled, Installed, Offered, Placed, Planned, Released, Reserved, Verified
 from isthmus.ownership.consumer import DestinationOwner
-from isthmus.ownership.leases import renewal_interval
 from isthmus.ownership.prefix_cache import PrefixGone
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.portability.verdict import Verdict, judge, plans_or_refuse
 from isthmus.state.identity import Identity
 from isthmus.state.runtime_kv_state import KVRepresentation
-from isthmus.transport.base import BlockRead, Endpoint, Importer, Reader, transport_name
+from isthmus.transport.base import Endpoint, Importer, Reader, transport_name
 
 __all__ = ["ConsumerSide", "Deadlines", "Peer"]
 
@@ -86,6 +86,7 @@ class ConsumerSide:
         self._incarnation = incarnation
         self._deadlines = deadlines
         self._exposures = Exposures(owner, clock)
+        self._pulls = Pulls(owner, clock, worker=worker, incarnation=incarnation, deadline=deadlines.transfer)
         self._verdicts: dict[tuple[Identity, KVRepresentation], Verdict] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -129,6 +130,7 @@ class ConsumerSide:
             deadline=self._deadlines.reserve,
             prefix=prefix,
             mode=peer.mode,
+            num_parts=len(parts_of(peer.representation)) if peer.mode is TriggerMode.PULL else 1,
             transport=TransportKind(transport_name(peer.endpoint)) if peer.importer is not None else None,
         )
         return Reserved(
@@ -199,28 +201,8 @@ class ConsumerSide:
         exposed = self._exposures.of(reserved.handoff)
         if exposed is not None:
             return await self._be_written(planned, exposed, producer)
-        request = BlockRead(
-            grant=state.ownership.grant_id(),
-            epoch=state.ownership.fence(),
-            reader=self._worker,
-            regions=regions_of(state.representation),
-            blocks=state.groups[0].blocks(),
-            num_blocks=state.residency.num_blocks,
-        )
-        image: Mapping[RegionId, memoryview] = {
-            region.id: memoryview(bytearray(region.size_bytes(len(request.blocks)))) for region in request.regions
-        }
-        self._owner.submit(
-            reserved.handoff,
-            grant=state.ownership.grant_id(),
-            epoch=state.ownership.fence(),
-            tenant=state.ownership.tenant_id(),
-        )
-        moved = await peer.reader.read(request, peer.endpoint, image, self._deadlines.transfer)
-        self._owner.arrived(reserved.handoff)
-        return Arrived(
-            planned=planned, image=image, wire_bytes=ByteCount(moved), transport=transport_name(peer.endpoint)
-        )
+        image, moved = await self._pulls.read(reserved.handoff, state, peer.reader, peer.endpoint)
+        return Arrived(planned=planned, image=image, wire_bytes=moved, transport=transport_name(peer.endpoint))
 
     async def _be_written(self, planned: Planned, exposed: Exposed, producer: Producer) -> Arrived:
         state, handoff = planned.offered.state, exposed.handoff
@@ -243,14 +225,23 @@ class ConsumerSide:
                 arrived.planned.plans, offered.state, arrived.image, reserved.own_blocks
             )
         except IsthmusError:
-            self._owner.converted(reserved.handoff)
-            self._owner.verified(reserved.handoff, ok=False)
+            self._converted(reserved.handoff, ok=False)
             raise
-        self._owner.converted(reserved.handoff)
-        self._owner.verified(reserved.handoff, ok=True)
+        self._converted(reserved.handoff, ok=True)
         # The image is not passed on: whoever keeps the result through decode would keep staging that the ledger frees
         # at the commit (I10).
         return Verified(arrived=replace(arrived, image={}), checked=checked)
+
+    def _converted(self, handoff: HandoffId, *, ok: bool) -> None:
+        """A digest is of a layer group and a conversion of all its ranks, so parts are verified as one."""
+        parts = self._parts(handoff)
+        for part in parts:
+            self._owner.converted(handoff, part)
+        for part in parts if ok else parts[:1]:
+            self._owner.verified(handoff, ok=ok, part=part)
+
+    def _parts(self, handoff: HandoffId) -> range:
+        return range(len(self._owner.state(handoff).parts))
 
     async def commit(self, verified: Verified, producer: Producer) -> Installed:
         """Ask the owner whether the epoch still stands, now that the last byte is here; install only on yes (I1, I9).
@@ -272,7 +263,8 @@ class ConsumerSide:
         handoff = offered.filled.reserved.handoff
         if self._owner.state(handoff).mode is TriggerMode.PULL:
             confirmed = await self._confirm(order, producer)
-            self._owner.install(handoff, Epoch(confirmed.epoch))
+            for part in self._parts(handoff):  # all were read under the one grant that was confirmed
+                self._owner.install(handoff, Epoch(confirmed.epoch), part)
         else:
             self._owner.install_written(handoff)
             self._in_background(self._confirm(order, producer))  # lost: the producer's lease runs out
@@ -338,36 +330,6 @@ class ConsumerSide:
                 self._in_background(self._exposures.until_let_go(reserved.handoff))
             raise
 
-    @asynccontextmanager
-    async def renewing(self, planned: Planned, producer: Producer) -> AsyncIterator[None]:
-        """Renew the lease every third of it while the body runs. A producer that writes needs no renewal."""
-        if self._owner.state(planned.offered.filled.reserved.handoff).mode is not TriggerMode.PULL:
-            yield
-            return
-        renewals = asyncio.create_task(self._renew(planned, producer))
-        try:
-            yield
-        finally:
-            renewals.cancel()
-            await asyncio.wait({renewals})
-
-    async def _renew(self, planned: Planned, producer: Producer) -> None:
-        ownership = planned.offered.state.ownership
-        order = RenewOrder(
-            grant=ownership.grant, epoch=ownership.epoch, holder=self._worker, holder_incarnation=self._incarnation
-        )
-        interval = renewal_interval(Duration.of_ms(ownership.lease_ms))
-        pause = interval
-        while True:
-            await self._clock.sleep(pause)
-            try:
-                await within(self._clock, interval / 4, producer.renew(order), "renew")
-                pause = interval
-            except Lost:
-                pause = interval / 4  # it, or its answer: asked again while the lease still runs
-            except Rejected:
-                return  # the confirmation will meet the same refusal, and it is the one that decides
-
     async def _tell(self, producer: Producer, reserved: Reserved) -> None:
         """Tell the producer, again and again until it has heard or its life is over.
 
@@ -384,6 +346,15 @@ class ConsumerSide:
             except Lost:
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, TELL_PAUSE_MAX)
+
+    @asynccontextmanager
+    async def renewing(self, planned: Planned, producer: Producer) -> AsyncIterator[None]:
+        """Keep the lease while the body runs. A producer that writes has none to keep."""
+        if self._owner.state(planned.offered.filled.reserved.handoff).mode is not TriggerMode.PULL:
+            yield
+            return
+        async with self._pulls.renewing(planned.offered.state.ownership, producer):
+            yield
 
     def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Do what nobody waits for; that a peer refuses or is lost is no news there."""
