@@ -44,7 +44,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix src tests fuzz
 
 test: check model
-	$(BIN)/python -m pytest -m "not engines and not llama_cpp"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not engines and not llama_cpp and not processes"
+	$(BIN)/python -m pytest -m processes
 
 verify: $(READY)
 	$(BIN)/isthmus verify protocol
