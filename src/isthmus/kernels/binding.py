@@ -4,37 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isthmus.core.errors import BadInput
+from isthmus.kernels.lowered import Index
+from isthmus.kernels.places import Side
 from isthmus.state.identity import TokenRange
 from isthmus.state.partition import Partition
 from isthmus.state.plan import PlanPart, TransformPlan
 from isthmus.state.representation import GroupRepresentation
 
 __all__ = ["Binding", "Side", "bind", "bind_side"]
-
-Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """Where rows lie on one side: int64 [T] block ids, slots within the block, and the rank that rows are dealt to
-    (`Partition.dcp_size`), in a pool of `num_blocks`.
-    """
-
-    blocks: Index
-    slots: Index
-    dcp_rank: Index
-    num_blocks: int
-
-    def of(self, chosen: Index) -> "Side":
-        return Side(
-            blocks=self.blocks[chosen],
-            slots=self.slots[chosen],
-            dcp_rank=self.dcp_rank[chosen],
-            num_blocks=self.num_blocks,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

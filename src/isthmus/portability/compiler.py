@@ -66,7 +66,13 @@ def compile_plan(producer: KVRepresentation, consumer: KVRepresentation, meeting
         parts=tuple(_parts(ours, theirs, (producer.partition, consumer.partition), sources, targets, meeting.layers)),
         conversions=conversions,
     )
-    return msgspec.structs.replace(plan, fingerprint=hashlib.sha256(msgspec.msgpack.encode(plan)).hexdigest()[:32])
+    return msgspec.structs.replace(plan, fingerprint=fingerprint_of(plan))
+
+
+def fingerprint_of(plan: TransformPlan) -> str:
+    """A digest of everything in a plan but its own fingerprint."""
+    bare = msgspec.structs.replace(plan, fingerprint="")
+    return hashlib.sha256(msgspec.msgpack.encode(bare)).hexdigest()[:32]
 
 
 def _check(ours: GroupRepresentation, theirs: GroupRepresentation) -> None:

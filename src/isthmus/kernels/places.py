@@ -1,0 +1,156 @@
+"""Where rows lie: a lowered move, bound to block tables, as four tables of bytes for each field and side.
+
+An axis never shares a digit with another, so the byte of (layer, token, head, unit) is the sum of one entry of each
+table. That is proven to lie in the region once, from the tables' ends: no kernel checks an address. Knows numbers
+only, as `lowered` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.core.errors import BadInput
+from isthmus.kernels.lowered import Field, Index, Lowered, Move, Shard
+
+__all__ = ["BoundMove", "Places", "Side", "bind_moves"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """Where rows lie on one side: int64 [T] block ids, slots within the block, and the rank that rows are dealt to
+    (`Partition.dcp_size`), in a pool of `num_blocks`.
+    """
+
+    blocks: Index
+    slots: Index
+    dcp_rank: Index
+    num_blocks: int
+
+    def of(self, chosen: Index) -> "Side":
+        return Side(
+            blocks=self.blocks[chosen],
+            slots=self.slots[chosen],
+            dcp_rank=self.dcp_rank[chosen],
+            num_blocks=self.num_blocks,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """One field of a move on one side. The region is number `region` of the rank that is `shard`-th of its side.
+
+    `contiguous`: units follow each other, so that a row is one run of bytes.
+    """
+
+    shard: int
+    region: int
+    layer: Index
+    token: Index
+    head: Index
+    unit: Index
+    unit_bytes: int
+    row_bytes: int
+    contiguous: bool
+
+    @property
+    def first(self) -> int:
+        """The lowest byte that is touched."""
+        return sum(int(table.min()) for table in (self.layer, self.token, self.head, self.unit))
+
+    @property
+    def last(self) -> int:
+        """The byte behind the highest that is touched."""
+        return sum(int(table.max()) for table in (self.layer, self.token, self.head, self.unit)) + self.unit_bytes
+
+    @property
+    def alignment(self) -> int:
+        """The largest power of two, up to 64, that divides where every row begins."""
+        ends = np.concatenate([self.layer, self.token, self.head])
+        low = int(np.bitwise_or.reduce(ends)) | 64
+        return low & -low
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundMove:
+    """A move with its tables. `tokens`: the model's number of each row, which with layer and head is what digests are
+    keyed by.
+    """
+
+    move: Move
+    tokens: Index
+    source: Places
+    target: Places
+    source_scales: Places | None
+    target_scales: Places | None
+
+
+def bind_moves(lowered: Lowered, start: int, producer: Side, consumer: Side) -> tuple[BoundMove, ...]:
+    """The tables of every move that has tokens. `start` is the number of the first row.
+
+    Raises:
+        BadInput: a row would lie outside its region.
+    """
+    found = []
+    for move in lowered.moves:
+        chosen = np.nonzero(
+            (producer.dcp_rank == move.producer_dcp_rank) & (consumer.dcp_rank == move.consumer_dcp_rank)
+        )[0]
+        if not len(chosen):
+            continue  # so few tokens that none is dealt to both ranks
+        found.append(_bind(lowered, move, start + chosen, producer.of(chosen), consumer.of(chosen)))
+    return tuple(found)
+
+
+def _bind(lowered: Lowered, move: Move, tokens: Index, producer: Side, consumer: Side) -> BoundMove:
+    def source(field: Field | None) -> Places | None:
+        if field is None:
+            return None
+        return _places(field, move.producer_layers, move.num_heads, producer, lowered.producer_shards)
+
+    def target(field: Field | None) -> Places | None:
+        if field is None:
+            return None
+        return _places(field, move.consumer_layers, move.num_heads, consumer, lowered.consumer_shards)
+
+    ours, theirs = source(move.source), target(move.target)
+    assert ours is not None
+    assert theirs is not None
+    return BoundMove(
+        move=move,
+        tokens=tokens,
+        source=ours,
+        target=theirs,
+        source_scales=source(move.source_scales),
+        target_scales=target(move.target_scales),
+    )
+
+
+def _places(field: Field, layers: Sequence[int], num_heads: int, side: Side, shards: Sequence[Shard]) -> Places:
+    def table(axis: str, index: Index) -> Index:
+        total = np.zeros_like(index)
+        for digit in field.digits:
+            if digit.axis == axis:
+                total += digit.of(index, side.num_blocks)
+        return total
+
+    offset = field.offset[0] + field.offset[1] * side.num_blocks
+    unit = table("unit", np.arange(field.units, dtype=np.int64))
+    shard = next(at for at, each in enumerate(shards) if each.rank == field.rank)
+    places = Places(
+        shard=shard,
+        region=field.region,
+        layer=table("layer", np.asarray(layers, dtype=np.int64)) + offset,
+        token=table("block", side.blocks) + table("token", side.slots),
+        head=table("head", field.head + np.arange(num_heads, dtype=np.int64)),
+        unit=unit,
+        unit_bytes=field.unit_bytes,
+        row_bytes=field.row_bytes,
+        contiguous=bool((unit == np.arange(field.units) * field.unit_bytes).all()),
+    )
+    size = shards[shard].regions[field.region].size_bytes(side.num_blocks)
+    if places.first < 0 or places.last > size:
+        raise BadInput(
+            f"{field.name}: rows at bytes {places.first} to {places.last} of a region of {size}", field=field.name
+        )
+    return places
