@@ -6,7 +6,7 @@ only, as `lowered` does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class Places:
     row_bytes: int
     contiguous: bool
 
+    def part(self, layers: slice, tokens: slice) -> "Places":
+        """The same for some layers and tokens: what is proven of all holds for them."""
+        return replace(self, layer=self.layer[layers], token=self.token[tokens])
+
     @property
     def first(self) -> int:
         """The lowest byte that is touched."""
@@ -83,6 +87,24 @@ class BoundMove:
     target: Places
     source_scales: Places | None
     target_scales: Places | None
+
+    def part(self, layers: slice, tokens: slice) -> "BoundMove":
+        """The same for some of its layers (by their position in the move) and some of its tokens."""
+        move = self.move
+        return BoundMove(
+            move=replace(
+                move,
+                layers=move.layers[layers],
+                positions=move.positions[layers],
+                producer_layers=move.producer_layers[layers],
+                consumer_layers=move.consumer_layers[layers],
+            ),
+            tokens=self.tokens[tokens],
+            source=self.source.part(layers, tokens),
+            target=self.target.part(layers, tokens),
+            source_scales=self.source_scales and self.source_scales.part(layers, tokens),
+            target_scales=self.target_scales and self.target_scales.part(layers, tokens),
+        )
 
 
 def bind_moves(lowered: Lowered, start: int, producer: Side, consumer: Side) -> tuple[BoundMove, ...]:
