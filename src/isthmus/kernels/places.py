@@ -5,7 +5,7 @@ table. That is proven to lie in the region once, from the tables' ends: no kerne
 only, as `lowered` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,8 +69,8 @@ class Places:
 
     @property
     def alignment(self) -> int:
-        """The largest power of two, up to 64, that divides where every row begins."""
-        ends = np.concatenate([self.layer, self.token, self.head])
+        """The largest power of two, up to 64, that divides where every run of bytes begins."""
+        ends = np.concatenate([self.layer, self.token, self.head, self.unit[: 1 if self.contiguous else None]])
         low = int(np.bitwise_or.reduce(ends)) | 64
         return low & -low
 
@@ -108,71 +108,82 @@ class BoundMove:
 
 
 def bind_moves(lowered: Lowered, start: int, producer: Side, consumer: Side) -> tuple[BoundMove, ...]:
-    """The tables of every move that has tokens. `start` is the number of the first row.
+    """The tables of every move that has tokens. `start` is the number of the first row. Equal tables are one object.
 
     Raises:
         BadInput: a row would lie outside its region.
     """
-    found = []
-    for move in lowered.moves:
-        chosen = np.nonzero(
-            (producer.dcp_rank == move.producer_dcp_rank) & (consumer.dcp_rank == move.consumer_dcp_rank)
-        )[0]
-        if not len(chosen):
-            continue  # so few tokens that none is dealt to both ranks
-        found.append(_bind(lowered, move, start + chosen, producer.of(chosen), consumer.of(chosen)))
-    return tuple(found)
+    binder = _Binder(lowered, start, producer, consumer)
+    found = (binder.bind(move) for move in lowered.moves)
+    return tuple(bound for bound in found if bound is not None)
 
 
-def _bind(lowered: Lowered, move: Move, tokens: Index, producer: Side, consumer: Side) -> BoundMove:
-    def source(field: Field | None) -> Places | None:
-        if field is None:
+class _Binder:
+    """Remembers what moves have in common."""
+
+    def __init__(self, lowered: Lowered, start: int, producer: Side, consumer: Side) -> None:
+        self._lowered = lowered
+        self._start = start
+        self._sides = (producer, consumer)
+        self._dealt: dict[tuple[int, int], tuple[Index, Side, Side]] = {}
+        self._tables: dict[Hashable, Index] = {}
+
+    def bind(self, move: Move) -> BoundMove | None:
+        """None where so few tokens are bound that none is dealt to both ranks."""
+        ranks = (move.producer_dcp_rank, move.consumer_dcp_rank)
+        tokens, ours, theirs = self._deal(ranks)
+        if not len(tokens):
             return None
-        return _places(field, move.producer_layers, move.num_heads, producer, lowered.producer_shards)
-
-    def target(field: Field | None) -> Places | None:
-        if field is None:
-            return None
-        return _places(field, move.consumer_layers, move.num_heads, consumer, lowered.consumer_shards)
-
-    ours, theirs = source(move.source), target(move.target)
-    assert ours is not None
-    assert theirs is not None
-    return BoundMove(
-        move=move,
-        tokens=tokens,
-        source=ours,
-        target=theirs,
-        source_scales=source(move.source_scales),
-        target_scales=target(move.target_scales),
-    )
-
-
-def _places(field: Field, layers: Sequence[int], num_heads: int, side: Side, shards: Sequence[Shard]) -> Places:
-    def table(axis: str, index: Index) -> Index:
-        total = np.zeros_like(index)
-        for digit in field.digits:
-            if digit.axis == axis:
-                total += digit.of(index, side.num_blocks)
-        return total
-
-    offset = field.offset[0] + field.offset[1] * side.num_blocks
-    unit = table("unit", np.arange(field.units, dtype=np.int64))
-    shard = next(at for at, each in enumerate(shards) if each.rank == field.rank)
-    places = Places(
-        shard=shard,
-        region=field.region,
-        layer=table("layer", np.asarray(layers, dtype=np.int64)) + offset,
-        token=table("block", side.blocks) + table("token", side.slots),
-        head=table("head", field.head + np.arange(num_heads, dtype=np.int64)),
-        unit=unit,
-        unit_bytes=field.unit_bytes,
-        row_bytes=field.row_bytes,
-        contiguous=bool((unit == np.arange(field.units) * field.unit_bytes).all()),
-    )
-    size = shards[shard].regions[field.region].size_bytes(side.num_blocks)
-    if places.first < 0 or places.last > size:
-        raise BadInput(
-            f"{field.name}: rows at bytes {places.first} to {places.last} of a region of {size}", field=field.name
+        sources, targets = self._lowered.producer_shards, self._lowered.consumer_shards
+        mine = (move.producer_layers, move.num_heads, ours, sources, (ranks, "producer"))
+        other = (move.consumer_layers, move.num_heads, theirs, targets, (ranks, "consumer"))
+        return BoundMove(
+            move=move,
+            tokens=tokens,
+            source=self._places(move.source, *mine),
+            target=self._places(move.target, *other),
+            source_scales=None if move.source_scales is None else self._places(move.source_scales, *mine),
+            target_scales=None if move.target_scales is None else self._places(move.target_scales, *other),
         )
-    return places
+
+    def _deal(self, ranks: tuple[int, int]) -> tuple[Index, Side, Side]:
+        """The numbers of the rows that both ranks have, and where they lie."""
+        if ranks not in self._dealt:
+            producer, consumer = self._sides
+            chosen = np.nonzero((producer.dcp_rank == ranks[0]) & (consumer.dcp_rank == ranks[1]))[0]
+            self._dealt[ranks] = self._start + chosen, producer.of(chosen), consumer.of(chosen)
+        return self._dealt[ranks]
+
+    def _places(
+        self, field: Field, layers: Sequence[int], num_heads: int, side: Side, shards: Sequence[Shard], of: Hashable
+    ) -> Places:
+        def table(axis: str, index: Index) -> Index:
+            total = np.zeros_like(index)
+            for digit in field.digits:
+                if digit.axis == axis:
+                    total += digit.of(index, side.num_blocks)
+            return total
+
+        key = of, tuple(digit for digit in field.digits if digit.axis in ("block", "token"))
+        if key not in self._tables:
+            self._tables[key] = table("block", side.blocks) + table("token", side.slots)
+        offset = field.offset[0] + field.offset[1] * side.num_blocks
+        unit = table("unit", np.arange(field.units, dtype=np.int64))
+        shard = next(at for at, each in enumerate(shards) if each.rank == field.rank)
+        places = Places(
+            shard=shard,
+            region=field.region,
+            layer=table("layer", np.asarray(layers, dtype=np.int64)) + offset,
+            token=self._tables[key],
+            head=table("head", field.head + np.arange(num_heads, dtype=np.int64)),
+            unit=unit,
+            unit_bytes=field.unit_bytes,
+            row_bytes=field.row_bytes,
+            contiguous=bool((unit == np.arange(field.units) * field.unit_bytes).all()),
+        )
+        size = shards[shard].regions[field.region].size_bytes(side.num_blocks)
+        if places.first < 0 or places.last > size:
+            raise BadInput(
+                f"{field.name}: rows at bytes {places.first} to {places.last} of a region of {size}", field=field.name
+            )
+        return places

@@ -1,7 +1,8 @@
 """The definition of every encoding, in NumPy: bytes to f32 values and back. Encodings' types are those of `ml_dtypes`.
 
-Rounding is to nearest, ties to even; beyond the largest finite value it saturates, and is counted. Products and
-quotients of scales are f32.
+Rounding is to nearest, ties to even; beyond the largest finite value it saturates, and is counted; what is no number
+becomes the quiet NaN of its sign, or 0 where an encoding has none, and is counted. Products and quotients of scales are
+f32.
 """
 
 from dataclasses import dataclass
@@ -119,8 +120,10 @@ def _round(scaled: Floats, encoding: Encoding) -> tuple[Bytes, int, int]:
         return _pack(codes, encoding), int(beyond.sum()), int(nan.sum())
     ulp = 2.0 ** (np.floor(np.log2(traits.largest)) - traits.significand_bits + 1)
     beyond = np.abs(scaled).astype(np.float64) >= traits.largest + ulp / 2
-    clipped = np.clip(scaled, -largest, largest).astype(NUMPY_DTYPES[encoding.storage_dtype])
-    return _pack(clipped, encoding), int(beyond.sum()), int(nan.sum())
+    # One NaN for each sign, or a 0 where there is none: what hardware makes of the others' bits differs.
+    instead = 0.0 if encoding.storage_dtype is StorageDtype.E2M1 else np.copysign(np.float32(np.nan), scaled)
+    clipped = np.where(nan, instead, np.clip(scaled, -largest, largest)).astype(np.float32)
+    return _pack(clipped.astype(NUMPY_DTYPES[encoding.storage_dtype]), encoding), int(beyond.sum()), int(nan.sum())
 
 
 def _find_scales(
