@@ -31,23 +31,25 @@ def places(unit_tables, unit, START: tl.constexpr, UNITS: tl.constexpr, STEP: tl
     """Where units of a row lie: every STEP one after another, or as the table from entry START on says."""
     if START < 0:
         return unit * STEP
-    return tl.load(unit_tables + START + unit, mask=unit < UNITS, other=0)
+    else:
+        return tl.load(unit_tables + START + unit, mask=unit < UNITS, other=0)
 
 
 @triton.jit
 def words_of(units, ROWS: tl.constexpr, WORDS: tl.constexpr, EACH: tl.constexpr):
     """uint64 [ROWS, WORDS] of integers [ROWS, WORDS * EACH], little-endian: the words of rows of short units."""
-    if EACH == 1:
-        return units.to(tl.uint64, bitcast=True)
     bits: tl.constexpr = 64 // EACH
     mask: tl.constexpr = (1 << bits) - 1
-    if units.shape[1] < EACH:
+    if EACH == 1:
+        return units.to(tl.uint64, bitcast=True)
+    elif units.shape[1] < EACH:
         narrow = (units.to(tl.int64) & mask).to(tl.uint64, bitcast=True)
         shift = (tl.arange(0, units.shape[1]) * bits).to(tl.uint64)
         return tl.sum(narrow << shift[None, :], axis=1)[:, None]
-    wide = tl.reshape((units.to(tl.int64) & mask).to(tl.uint64, bitcast=True), [ROWS, WORDS, EACH])
-    shifts = (tl.arange(0, EACH) * bits).to(tl.uint64)
-    return tl.sum(wide << shifts[None, None, :], axis=2)
+    else:
+        wide = tl.reshape((units.to(tl.int64) & mask).to(tl.uint64, bitcast=True), [ROWS, WORDS, EACH])
+        shifts = (tl.arange(0, EACH) * bits).to(tl.uint64)
+        return tl.sum(wide << shifts[None, None, :], axis=2)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from isthmus.core.errors import BadInput, Unsupported
@@ -28,6 +29,7 @@ __all__ = ["Regions", "Tuning", "execute_moves", "launches"]
 Regions = Sequence[Sequence[Tensor]]
 """Flat uint8 tensors, by [position of the shard][region]."""
 
+_TYPES = {8: tl.int8, 16: tl.int16, 32: tl.int32}
 SLOTS = 256
 """Sums are spread over so many places, so that programs do not wait for each other."""
 _UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,7 +45,8 @@ _SCALE_LARGEST = {
 _SCALE_SMALLEST = 2.0**-126
 _KINDS = {Scales.NONE: 0, Scales.STATIC: 1, Scales.STORED: 2}
 _ORDERS: dict[Order, int] = {"": 0, "model": 1, "rope_pairs": 2}
-_HARDWARE = {"f8_e4m3fn": 1, "f8_e5m2": 2, "bf16": 3}
+_SPECIAL = {"f8_e4m3fn": 480.0, "f8_e4m3": 256.0, "f8_e4m3fnuz": -1.0}
+"""What `decode_fast` makes of a code that is no ordinary number, at the least; -1: it is told by its code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,12 +426,13 @@ def _constants(move: Move, raw: int, fields: list[Any], static: list[Any], tunin
     source, target = _format(ours, raw), _format(theirs, raw)
     bound = move.bound
     terms = (bound.relative, bound.absolute, bound.per_row_max, bound.per_scale)
-    checked = tuning.check and move.step is Step.RECODE and any(terms)
     sizes = _element_bytes(fields, ours, theirs)
     units = [
         (0, 1) if each is None else (each[0].step // min(size, each[0].step), size // min(size, each[0].step))
         for each, size in zip(fields, sizes, strict=True)
     ]
+    fast = int(not raw and not _interpreted() and ours.bits in (8, 16) and all(sub == 1 for _, sub in units))
+    checked = tuning.check and move.step is Step.RECODE and any(terms)
     return {
         "HEADS": move.num_heads,
         "COUNT": count,
@@ -462,7 +466,10 @@ def _constants(move: Move, raw: int, fields: list[Any], static: list[Any], tunin
         "IN_WORDS": _words(fields[0][0]),
         "OUT_WORDS": _words(fields[1][0]),
         "BOUND": terms if checked else (),
-        "HARDWARE": 0 if fields[0][0].places and _interpreted() else _HARDWARE.get(theirs.dtype, 0),
+        "FAST": fast,
+        "SPECIAL": _SPECIAL.get(ours.dtype, 0.0),
+        "OUT_FIRST_BEYOND": float(np.array([target.beyond], np.uint32).view(np.float32)[0]),
+        "OUT_TYPE": _TYPES[theirs.bits if theirs.bits >= 8 else 32],
     }
 
 

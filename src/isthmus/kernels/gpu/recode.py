@@ -9,7 +9,15 @@ number is counted, and rounded in integers; hardware rounds tiles of ordinary nu
 import triton
 import triton.language as tl
 
-from isthmus.kernels.gpu.codecs import decode, encode, scale_up, scale_value
+from isthmus.kernels.gpu.codecs import (
+    decode,
+    decode_fast,
+    divide_fast,
+    encode,
+    encode_fast,
+    scale_up,
+    scale_value,
+)
 from isthmus.kernels.gpu.digest import mix, places, position, row_hashes, words_of
 
 __all__ = ["JOB", "STATS", "recode_rows"]
@@ -107,8 +115,9 @@ def _codes(
         unit = places(unit_tables, element // 2, TABLE, COUNT // 2, 1)
         pair = tl.load(base + at[:, None] + unit[None, :], mask=mask, other=0).to(tl.int32)
         return (pair >> (((element % 2) ^ HIGH_FIRST) * 4)[None, :]) & 15
-    unit = places(unit_tables, element, TABLE, COUNT, SUB)
-    return _load(base, at[:, None] + unit[None, :], mask, BITS, SUB)
+    else:
+        unit = places(unit_tables, element, TABLE, COUNT, SUB)
+        return _load(base, at[:, None] + unit[None, :], mask, BITS, SUB)
 
 
 @triton.jit
@@ -124,13 +133,55 @@ def _spread(groups, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexp
     """[ROWS, GROUPS] to [ROWS, WIDTH]."""
     if GROUPS == 1:
         return tl.broadcast_to(groups, [ROWS, WIDTH])
-    wide = tl.broadcast_to(groups[:, :, None], [ROWS, GROUPS, WIDTH // GROUPS])
-    return tl.reshape(wide, [ROWS, WIDTH])
+    else:
+        wide = tl.broadcast_to(groups[:, :, None], [ROWS, GROUPS, WIDTH // GROUPS])
+        return tl.reshape(wide, [ROWS, WIDTH])
 
 
 @triton.jit
 def _magnitude(values):
     return values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _nan_first(one, other):
+    return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _most(values):
+    """The largest of all, or NaN where one is."""
+    return tl.reduce(tl.reduce(values, 1, _nan_first), 0, _nan_first)
+
+
+@triton.jit
+def _widest(values, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
+    """The largest magnitude of each group: f32 [ROWS, GROUPS], NaN where one is."""
+    if GROUPS == 1:
+        return tl.reduce(tl.abs(values), 1, _nan_first)[:, None]
+    else:
+        return tl.reduce(tl.reshape(tl.abs(values), [ROWS, GROUPS, WIDTH // GROUPS]), 2, _nan_first)
+
+
+@triton.jit
+def _careful(
+    values,
+    scale,
+    slot,
+    SCALED: tl.constexpr,
+    OUT: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BEYOND: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """int32 codes of values, whatever they are; what saturates and what is no number is counted."""
+    scaled = tl.div_rn(values, scale) if SCALED else values
+    magnitude = _magnitude(scaled)
+    nan = magnitude > 0x7F800000
+    saturated = (magnitude >= BEYOND) & (magnitude <= 0x7F800000)
+    tl.atomic_add(slot + 2 * SLOTS, tl.sum(tl.sum(saturated.to(tl.int64), axis=1), axis=0), sem="relaxed")
+    tl.atomic_add(slot + 3 * SLOTS, tl.sum(tl.sum(nan.to(tl.int64), axis=1), axis=0), sem="relaxed")
+    return encode(scaled, OUT[0], OUT[1], OUT[2], OUT[3], LARGEST)
 
 
 @triton.jit
@@ -188,7 +239,10 @@ def recode_rows(
     OUT_WORDS: tl.constexpr,
     BOUND: tl.constexpr,
     DIGEST: tl.constexpr,
-    HARDWARE: tl.constexpr,
+    FAST: tl.constexpr,
+    SPECIAL: tl.constexpr,
+    OUT_FIRST_BEYOND: tl.constexpr,
+    OUT_TYPE: tl.constexpr,
     TILE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -221,13 +275,27 @@ def recode_rows(
     ours = tl.load(job) + tl.load(token_tables + tl.load(job + 4) + token, mask=here, other=0) + head * source_head
     theirs = tl.load(job + 1) + tl.load(token_tables + tl.load(job + 5) + token, mask=here, other=0)
     theirs += head * target_head
-    codes = _codes(source, ours * PERS[0], unit_tables, element, mask, IN_BITS, IN_HIGH, COUNT, TABLES[0], SUBS[0])
+    at = ours * PERS[0]
+    if FAST == 1:
+        unit = places(unit_tables, element, TABLES[0], COUNT, 1)
+        raw = tl.load(source + at[:, None] + unit[None, :], mask=mask, other=0)
+    else:
+        codes = _codes(source, at, unit_tables, element, mask, IN_BITS, IN_HIGH, COUNT, TABLES[0], SUBS[0])
     if RAW == 1:
         out = ((codes << 4) | (codes >> 4)) & 255
     if RAW == 2:
         out = codes
     if RAW == 0:
-        values = decode(codes, IN[0], IN[1], IN[2], IN[3])
+        if FAST == 1:
+            values = decode_fast(raw, raw, IN[0], IN[1], IN[2], IN[3])
+            if SPECIAL > 0.0:
+                doubt = _most(tl.abs(values)) >= SPECIAL
+            elif SPECIAL < 0.0:
+                doubt = tl.min(tl.min(raw.to(tl.int8, bitcast=True).to(tl.int32), axis=1), axis=0) == -128
+            else:
+                doubt = num_tokens < 0
+        else:
+            values = decode(codes, IN[0], IN[1], IN[2], IN[3])
         if IN_SCALES >= 2:
             at = tl.load(job + 2) + tl.load(token_tables + tl.load(job + 6) + token, mask=here, other=0)
             at = (at + head * source_scale_head) * PERS[2]
@@ -253,8 +321,8 @@ def recode_rows(
         elif IN_SCALES > 0:
             values = values * scale
         if FACTOR == 1.0 and OUT_SCALES >= 2:
-            widest = tl.max(tl.reshape(_magnitude(values), [ROWS, OUT_GROUPS, WIDTH // OUT_GROUPS]), axis=2)
-            wanted = tl.div_rn(widest.to(tl.float32, bitcast=True), tl.full([1, 1], OUT_LARGEST, tl.float32))
+            widest = _widest(values, ROWS, WIDTH, OUT_GROUPS)
+            wanted = tl.div_rn(widest, tl.full([1, 1], OUT_LARGEST, tl.float32))
         if OUT_STATIC > 0:
             at = (tl.load(job + 11) + head) * OUT_STATIC
             if OUT_STATIC == 1:
@@ -267,32 +335,60 @@ def recode_rows(
                 wanted = tl.div_rn(wanted, whole)
             scale_codes, found = scale_up(wanted, OUT_SCALE, SCALE_LARGEST, SCALE_SMALLEST)
             if OUT_STATIC > 0:
-                whole = _spread(found * whole, ROWS, WIDTH, OUT_GROUPS)
+                whole = found * whole
             else:
-                whole = _spread(found, ROWS, WIDTH, OUT_GROUPS)
-        if FACTOR == 1.0 and (OUT_STATIC > 0 or OUT_SCALES >= 2):
-            scaled = tl.div_rn(values, tl.broadcast_to(whole, [ROWS, WIDTH]))
-        else:
-            scaled = values
-        magnitude = _magnitude(scaled)
-        top = tl.max(tl.max(magnitude, axis=1), axis=0)
-        if top >= OUT_BEYOND:
-            nan = magnitude > 0x7F800000
-            saturated = (magnitude >= OUT_BEYOND) & (magnitude <= 0x7F800000)
-            tl.atomic_add(slot + 2 * SLOTS, tl.sum(tl.sum(saturated.to(tl.int64), axis=1), axis=0), sem="relaxed")
-            tl.atomic_add(slot + 3 * SLOTS, tl.sum(tl.sum(nan.to(tl.int64), axis=1), axis=0), sem="relaxed")
-            out = encode(scaled, OUT[0], OUT[1], OUT[2], OUT[3], OUT_LARGEST)
-        else:
-            if HARDWARE == 1:
-                out = scaled.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int32)
-            elif HARDWARE == 2:
-                out = scaled.to(tl.float8e5).to(tl.uint8, bitcast=True).to(tl.int32)
-            elif HARDWARE == 3:
-                out = scaled.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
+                whole = found
+        SCALED: tl.constexpr = FACTOR == 1.0 and (OUT_STATIC > 0 or OUT_SCALES >= 2)
+        if FAST == 1:
+            if SCALED:
+                reciprocal = tl.div_rn(tl.full([1, 1], 1.0, tl.float32), whole)
+                scaled = divide_fast(
+                    values, _spread(whole, ROWS, WIDTH, OUT_GROUPS), _spread(reciprocal, ROWS, WIDTH, OUT_GROUPS)
+                )
+                doubt = doubt | (_most(tl.where(whole > 1.0, whole, reciprocal)) > 1e18)
             else:
-                out = encode(scaled, OUT[0], OUT[1], OUT[2], OUT[3], OUT_LARGEST)
+                scaled = values
+            if SCALED and OUT_SCALES >= 2:
+                inside = widest <= whole * (OUT_LARGEST * 1.001)
+                doubt = doubt | (tl.min(tl.min(inside.to(tl.int32), axis=1), axis=0) == 0)
+            else:
+                doubt = doubt | ~(_most(tl.abs(scaled)) < OUT_FIRST_BEYOND)
+            if doubt:
+                again = ours * PERS[0]
+                exact = _codes(source, again, unit_tables, element, mask, IN_BITS, IN_HIGH, COUNT, TABLES[0], 1)
+                values = decode(exact, IN[0], IN[1], IN[2], IN[3])
+                if FACTOR != 1.0:
+                    values = values * (1.0 / FACTOR)
+                elif IN_SCALES > 0:
+                    values = values * scale
+                out = _careful(
+                    values,
+                    _spread(whole, ROWS, WIDTH, OUT_GROUPS) if SCALED else values,
+                    slot,
+                    SCALED,
+                    OUT,
+                    OUT_LARGEST,
+                    OUT_BEYOND,
+                    SLOTS,
+                ).to(OUT_TYPE)
+            else:
+                out = encode_fast(scaled, OUT[0], OUT[1], OUT[2], OUT[3], OUT_LARGEST).to(OUT_TYPE)
+        else:
+            out = _careful(
+                values,
+                _spread(whole, ROWS, WIDTH, OUT_GROUPS) if SCALED else values,
+                slot,
+                SCALED,
+                OUT,
+                OUT_LARGEST,
+                OUT_BEYOND,
+                SLOTS,
+            )
+        if SCALED:
+            whole = _spread(whole, ROWS, WIDTH, OUT_GROUPS)
         if FACTOR == 1.0 and len(BOUND) > 0:
-            again = decode(out & ((1 << OUT_BITS) - 1) if OUT_BITS < 32 else out, OUT[0], OUT[1], OUT[2], OUT[3])
+            plain = out.to(tl.int32) & ((1 << OUT_BITS) - 1) if OUT_BITS < 32 else out
+            again = decode(plain, OUT[0], OUT[1], OUT[2], OUT[3])
             if OUT_STATIC > 0 or OUT_SCALES >= 2:
                 again = again * whole
             error = tl.abs(again - values)
