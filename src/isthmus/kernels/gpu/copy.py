@@ -38,11 +38,9 @@ def copy_rows(
     units in `unit_tables`, -1 where units follow each other. `jobs` int64 [jobs, 6]: where the source begins, where the
     target begins, the first entry of either's token table, what `digest.position` wants, and the first head's number.
     """
-    tiles = tl.cdiv(num_tokens, TILE)
-    program = tl.program_id(0)
-    job = jobs + (program // tiles) * 6
+    job = jobs + tl.program_id(1) * 6
     row = tl.arange(0, TILE * HEAD_TILE)
-    token = (program % tiles) * TILE + row // HEAD_TILE
+    token = tl.program_id(0) * TILE + row // HEAD_TILE
     head = row % HEAD_TILE
     here = token < num_tokens
     live = here & (head < HEADS)
@@ -64,4 +62,4 @@ def copy_rows(
         word_keys = tl.load(keys + tl.arange(0, width)).to(tl.uint64, bitcast=True)
         hashes = row_hashes(words_of(units, TILE * HEAD_TILE, width, EACH), word_keys, place, live, words, width)
         total = tl.sum(hashes, axis=0).to(tl.int64, bitcast=True)
-        tl.atomic_add(sums + program % SLOTS, total, sem="relaxed")
+        tl.atomic_add(sums + (tl.program_id(0) + tl.program_id(1)) % SLOTS, total, sem="relaxed")

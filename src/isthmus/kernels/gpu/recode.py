@@ -149,9 +149,9 @@ def _nan_first(one, other):
 
 
 @triton.jit
-def _most(values):
-    """The largest of all, or NaN where one is."""
-    return tl.reduce(tl.reduce(values, 1, _nan_first), 0, _nan_first)
+def _any(rows):
+    """Of int1 [ROWS, n]: whether one of a row's is."""
+    return tl.max(rows.to(tl.int32), axis=1) > 0
 
 
 @triton.jit
@@ -255,12 +255,10 @@ def recode_rows(
     step, table or -1) of rows as digests read them. BOUND: `lowered.Bound`'s terms, or empty. RAW: 1 swaps nibbles, 2 changes nothing.
     """
     ROWS: tl.constexpr = TILE * HEAD_TILE
-    tiles = tl.cdiv(num_tokens, TILE)
-    program = tl.program_id(0)
-    job = jobs + (program // tiles) * _JOB
-    slot = stats + tl.load(job + 13) + program % SLOTS
+    job = jobs + tl.program_id(1) * _JOB
+    slot = stats + tl.load(job + 13) + (tl.program_id(0) + tl.program_id(1)) % SLOTS
     row = tl.arange(0, ROWS)
-    token = (program % tiles) * TILE + row // HEAD_TILE
+    token = tl.program_id(0) * TILE + row // HEAD_TILE
     head = row % HEAD_TILE
     here = token < num_tokens
     live = here & (head < HEADS)
@@ -289,11 +287,11 @@ def recode_rows(
         if FAST == 1:
             values = decode_fast(raw, raw, IN[0], IN[1], IN[2], IN[3])
             if SPECIAL > 0.0:
-                doubt = _most(tl.abs(values)) >= SPECIAL
+                doubt = tl.max(tl.abs(values), axis=1) >= SPECIAL
             elif SPECIAL < 0.0:
-                doubt = tl.min(tl.min(raw.to(tl.int8, bitcast=True).to(tl.int32), axis=1), axis=0) == -128
+                doubt = tl.min(raw.to(tl.int8, bitcast=True).to(tl.int32), axis=1) == -128
             else:
-                doubt = num_tokens < 0
+                doubt = token < 0
         else:
             values = decode(codes, IN[0], IN[1], IN[2], IN[3])
         if IN_SCALES >= 2:
@@ -345,34 +343,16 @@ def recode_rows(
                 scaled = divide_fast(
                     values, _spread(whole, ROWS, WIDTH, OUT_GROUPS), _spread(reciprocal, ROWS, WIDTH, OUT_GROUPS)
                 )
-                doubt = doubt | (_most(tl.where(whole > 1.0, whole, reciprocal)) > 1e18)
+                doubt = doubt | _any(tl.where(whole > 1.0, whole, reciprocal) > 1e18)
             else:
                 scaled = values
             if SCALED and OUT_SCALES >= 2:
-                inside = widest <= whole * (OUT_LARGEST * 1.001)
-                doubt = doubt | (tl.min(tl.min(inside.to(tl.int32), axis=1), axis=0) == 0)
+                doubt = doubt | _any(~(widest <= whole * (OUT_LARGEST * 1.001)))
             else:
-                doubt = doubt | ~(_most(tl.abs(scaled)) < OUT_FIRST_BEYOND)
-            if doubt:
-                again = ours * PERS[0]
-                exact = _codes(source, again, unit_tables, element, mask, IN_BITS, IN_HIGH, COUNT, TABLES[0], 1)
-                values = decode(exact, IN[0], IN[1], IN[2], IN[3])
-                if FACTOR != 1.0:
-                    values = values * (1.0 / FACTOR)
-                elif IN_SCALES > 0:
-                    values = values * scale
-                out = _careful(
-                    values,
-                    _spread(whole, ROWS, WIDTH, OUT_GROUPS) if SCALED else values,
-                    slot,
-                    SCALED,
-                    OUT,
-                    OUT_LARGEST,
-                    OUT_BEYOND,
-                    SLOTS,
-                ).to(OUT_TYPE)
-            else:
-                out = encode_fast(scaled, OUT[0], OUT[1], OUT[2], OUT[3], OUT_LARGEST).to(OUT_TYPE)
+                doubt = doubt | ~(tl.reduce(tl.abs(scaled), 1, _nan_first) < OUT_FIRST_BEYOND)
+            out = encode_fast(scaled, OUT[0], OUT[1], OUT[2], OUT[3], OUT_LARGEST).to(OUT_TYPE)
+            doubtful = tl.sum((doubt & live).to(tl.int64), axis=0)
+            tl.atomic_add(slot + 2 * SLOTS, doubtful, sem="relaxed")
         else:
             out = _careful(
                 values,
