@@ -5,7 +5,7 @@ import triton.language as tl
 
 from isthmus.kernels import mixing
 
-__all__ = ["mix", "places", "position", "row_hashes", "words_of"]
+__all__ = ["mix", "places", "position", "row_hashes", "row_sums", "words_of"]
 
 _A = tl.constexpr(mixing.SPLIT_A)
 _B = tl.constexpr(mixing.SPLIT_B)
@@ -53,12 +53,15 @@ def words_of(units, ROWS: tl.constexpr, WORDS: tl.constexpr, EACH: tl.constexpr)
 
 
 @triton.jit
-def row_hashes(words, keys, place, live, WORDS: tl.constexpr, WIDTH: tl.constexpr):
-    """uint64 [ROWS], 0 where a row is not `live`: words [ROWS, WIDTH], of which the first WORDS count, under `keys`.
-
-    `place` is what `mix` makes of each row's position.
-    """
+def row_sums(words, keys, WORDS: tl.constexpr, WIDTH: tl.constexpr):
+    """uint64 [ROWS]: words [ROWS, WIDTH], of which the first WORDS count, each mixed under its key."""
     mixed = mix(words ^ keys[None, :])
     if WORDS != WIDTH:
         mixed = tl.where((tl.arange(0, WIDTH) < WORDS)[None, :], mixed, 0)
-    return tl.where(live, mix(tl.sum(mixed, axis=1) + place), 0)
+    return tl.sum(mixed, axis=1)
+
+
+@triton.jit
+def row_hashes(words, keys, place, live, WORDS: tl.constexpr, WIDTH: tl.constexpr):
+    """uint64 [ROWS], 0 where a row is not `live`. `place` is what `position` makes of each row's place."""
+    return tl.where(live, mix(row_sums(words, keys, WORDS, WIDTH) + place), 0)

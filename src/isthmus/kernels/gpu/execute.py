@@ -345,9 +345,11 @@ def _recode(
     units = [_unit_type(each, max(1, size // 8)) for each, size in zip(fields, sizes, strict=True)]
     word_units = [_unit_of(each[0]) for each in fields[:2] if each is not None]
     strides = [0 if each is None else head_stride(each[0].places[0]) // each[0].step for each in fields]
+    grid = -(-len(group[0].tokens) // tile), len(jobs)
+    programs = grid[0] * grid[1]
     return Launch(
         kernel=recode_rows,
-        grid=(-(-len(group[0].tokens) // tile), len(jobs)),
+        grid=grid,
         arguments=(
             where.base.view(units[0]),
             where.base.view(units[1]),
@@ -363,6 +365,7 @@ def _recode(
             table_numbers,
             keys,
             stats,
+            torch.empty(programs * 4 * tile * head_tile if tuning.digest else 1, dtype=torch.int64, device=device),
             len(group[0].tokens),
             *strides,
         ),

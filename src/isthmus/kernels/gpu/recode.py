@@ -18,7 +18,7 @@ from isthmus.kernels.gpu.codecs import (
     scale_up,
     scale_value,
 )
-from isthmus.kernels.gpu.digest import mix, places, position, row_hashes, words_of
+from isthmus.kernels.gpu.digest import mix, places, position, row_sums, words_of
 
 __all__ = ["JOB", "STATS", "recode_rows"]
 
@@ -34,28 +34,27 @@ _JOB = tl.constexpr(JOB)
 
 
 @triton.jit
-def _small_hash(codes, keys, place, live, GROUPS: tl.constexpr, COUNT: tl.constexpr, BYTES: tl.constexpr):
-    """Hashes of rows [ROWS, GROUPS] of COUNT short units: the scales of a row."""
+def _scales_sum(codes, keys, GROUPS: tl.constexpr, COUNT: tl.constexpr, BYTES: tl.constexpr):
+    """int64 [ROWS]: the mixed words of rows [ROWS, GROUPS] of COUNT short units."""
     each: tl.constexpr = 8 // BYTES
     unit = tl.arange(0, GROUPS)
     words: tl.constexpr = (COUNT + each - 1) // each
     mask: tl.constexpr = (1 << (8 * BYTES)) - 1
     wide = (codes.to(tl.int64) & mask).to(tl.uint64, bitcast=True) << ((unit % each) * 8 * BYTES).to(tl.uint64)[None, :]
     wide = tl.where((unit < COUNT)[None, :], wide, 0)
-    total = place
+    total = tl.zeros([codes.shape[0]], tl.uint64)
     for word in tl.static_range(words):
         value = tl.sum(tl.where((unit // each == word)[None, :], wide, 0), axis=1)
         total += mix(value ^ tl.load(keys + word).to(tl.uint64, bitcast=True))
-    return tl.where(live, mix(total), 0)
+    return total.to(tl.int64, bitcast=True)
 
 
 @triton.jit
-def _row_digest(
+def _words_sum(
     base,
     at,
     unit_tables,
     keys,
-    place,
     live,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -63,7 +62,7 @@ def _row_digest(
     EACH: tl.constexpr,
     TABLE: tl.constexpr,
 ):
-    """The sum of the hashes of rows of UNITS units that begin at units `at`; EACH units are a word."""
+    """int64 [ROWS]: the mixed words of rows of UNITS units that begin at units `at`; EACH units are a word."""
     unit = tl.arange(0, WIDTH)
     mask = live[:, None]
     if UNITS != WIDTH:
@@ -73,7 +72,13 @@ def _row_digest(
     words: tl.constexpr = (UNITS + EACH - 1) // EACH
     width: tl.constexpr = (WIDTH + EACH - 1) // EACH
     word_keys = tl.load(keys + tl.arange(0, width)).to(tl.uint64, bitcast=True)
-    hashes = row_hashes(words_of(units, ROWS, width, EACH), word_keys, place, live, words, width)
+    return row_sums(words_of(units, ROWS, width, EACH), word_keys, words, width).to(tl.int64, bitcast=True)
+
+
+@triton.jit
+def _hashed(sums, place, live):
+    """The sum of the hashes of rows whose mixed words sum up to int64 `sums`."""
+    hashes = tl.where(live, mix(sums.to(tl.uint64, bitcast=True) + place), 0)
     return tl.sum(hashes, axis=0).to(tl.int64, bitcast=True)
 
 
@@ -200,6 +205,7 @@ def recode_rows(
     unit_tables,
     keys,
     stats,
+    scratch,
     num_tokens,
     source_head,
     target_head,
@@ -396,27 +402,19 @@ def recode_rows(
         unit = places(unit_tables, place, TABLES[1], COUNT, SUBS[1])
         _store(target, (theirs * PERS[1])[:, None] + unit[None, :], out, mask, OUT_BITS, SUBS[1])
     if DIGEST:
-        number = tl.load(tokens + token, mask=here, other=0)
-        where = position(number, tl.load(job + 12) + head, tl.load(job + 8))
+        # Sums of words are of many threads a row; what is made of each sum is made once a row, by way of memory.
+        mine = scratch + (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (4 * ROWS)
         at = ours * IN_WORDS[3]
-        before = _row_digest(
-            source_words, at, unit_tables, keys, where, live, ROWS, IN_WORDS[0], IN_WORDS[1], IN_WORDS[2], IN_WORDS[4]
+        sums = _words_sum(
+            source_words, at, unit_tables, keys, live, ROWS, IN_WORDS[0], IN_WORDS[1], IN_WORDS[2], IN_WORDS[4]
         )
+        tl.store(mine + row, sums)
         tl.debug_barrier()  # what is digested is what memory holds
         at = theirs * OUT_WORDS[3]
-        after = _row_digest(
-            target_words,
-            at,
-            unit_tables,
-            keys,
-            where,
-            live,
-            ROWS,
-            OUT_WORDS[0],
-            OUT_WORDS[1],
-            OUT_WORDS[2],
-            OUT_WORDS[4],
+        sums = _words_sum(
+            target_words, at, unit_tables, keys, live, ROWS, OUT_WORDS[0], OUT_WORDS[1], OUT_WORDS[2], OUT_WORDS[4]
         )
+        tl.store(mine + ROWS + row, sums)
     if OUT_SCALES >= 2:
         at = tl.load(job + 3) + tl.load(token_tables + tl.load(job + 7) + token, mask=here, other=0)
         at = (at + head * target_scale_head) * PERS[3]
@@ -432,8 +430,6 @@ def recode_rows(
         where_scales = at[:, None] + unit[None, :]
         _store(target_scales, where_scales, scale_codes, scale_mask, OUT_SCALE_BITS, SUBS[3])
     if DIGEST:
-        if IN_SCALES >= 2 or OUT_SCALES >= 2:
-            where = position(number, tl.load(job + 12) + head, tl.load(job + 9))
         if IN_SCALES >= 2:
             many: tl.constexpr = (COUNT + IN_BLOCK - 1) // IN_BLOCK
             wide: tl.constexpr = triton.next_power_of_2(many)
@@ -443,10 +439,23 @@ def recode_rows(
             read = live[:, None] & (one < many)[None, :]
             unit = places(unit_tables, one, TABLES[2], many, SUBS[2])
             stored_codes = _load(source_scales, at[:, None] + unit[None, :], read, IN_SCALE_BITS, SUBS[2])
-            hashes = _small_hash(stored_codes, keys, where, live, wide, many, IN_SCALE_BITS // 8)
-            before += tl.sum(hashes, axis=0).to(tl.int64, bitcast=True)
+            tl.store(mine + 2 * ROWS + row, _scales_sum(stored_codes, keys, wide, many, IN_SCALE_BITS // 8))
         if OUT_SCALES >= 2:
-            hashes = _small_hash(scale_codes, keys, where, live, OUT_GROUPS, OUT_COUNT, OUT_SCALE_BITS // 8)
-            after += tl.sum(hashes, axis=0).to(tl.int64, bitcast=True)
+            tl.store(mine + 3 * ROWS + row, _scales_sum(scale_codes, keys, OUT_GROUPS, OUT_COUNT, OUT_SCALE_BITS // 8))
+        tl.debug_barrier()
+        line = tl.arange(0, ROWS)
+        at_token = tl.program_id(0) * TILE + line // HEAD_TILE
+        counts = (at_token < num_tokens) & (line % HEAD_TILE < HEADS)
+        number = tl.load(tokens + at_token, mask=counts, other=0)
+        at_head = tl.load(job + 12) + line % HEAD_TILE
+        where = position(number, at_head, tl.load(job + 8))
+        before = _hashed(tl.load(mine + line), where, counts)
+        after = _hashed(tl.load(mine + ROWS + line), where, counts)
+        if IN_SCALES >= 2 or OUT_SCALES >= 2:
+            where = position(number, at_head, tl.load(job + 9))
+        if IN_SCALES >= 2:
+            before += _hashed(tl.load(mine + 2 * ROWS + line), where, counts)
+        if OUT_SCALES >= 2:
+            after += _hashed(tl.load(mine + 3 * ROWS + line), where, counts)
         tl.atomic_add(slot, before, sem="relaxed")
         tl.atomic_add(slot + SLOTS, after, sem="relaxed")
