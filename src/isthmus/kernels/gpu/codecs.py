@@ -87,28 +87,27 @@ def decode(codes, KIND: tl.constexpr, EXP: tl.constexpr, MAN: tl.constexpr, BIAS
     """f32 of codes, which are int32 with nothing above their own bits."""
     if KIND == _WHOLE:
         return codes.to(tl.float32, bitcast=True)
-    elif KIND == _INTEGER:
+    if KIND == _INTEGER:
         top: tl.constexpr = 1 << (MAN + 1)
         return ((codes ^ top) - top).to(tl.float32)
-    elif EXP == 8:
+    if EXP == 8:
         return (codes << 16).to(tl.float32, bitcast=True)
-    else:
-        low: tl.constexpr = (1 << (EXP + MAN)) - 1
-        magnitude = codes & low
-        normal = (magnitude << (23 - MAN)) + ((127 - BIAS) << 23)
-        step: tl.constexpr = 2.0 ** (1 - BIAS - MAN)
-        small = (magnitude.to(tl.float32) * step).to(tl.int32, bitcast=True)
-        bits = tl.where(magnitude < (1 << MAN), small, normal)
-        if KIND == _FINITE:
-            bits = tl.where(magnitude == low, _QUIET, bits)
-        if KIND == _IEEE:
-            infinite: tl.constexpr = ((1 << EXP) - 1) << MAN
-            payload = (magnitude & ((1 << MAN) - 1)) << (23 - MAN)
-            bits = tl.where(magnitude >= infinite, _INFINITY | payload, bits)
-        if KIND == _FNUZ:
-            bits = tl.where(codes == low + 1, _QUIET, bits)
-        sign = (codes >> (EXP + MAN)) << 31
-        return (bits | sign).to(tl.float32, bitcast=True)
+    low: tl.constexpr = (1 << (EXP + MAN)) - 1
+    magnitude = codes & low
+    normal = (magnitude << (23 - MAN)) + ((127 - BIAS) << 23)
+    step: tl.constexpr = 2.0 ** (1 - BIAS - MAN)
+    small = (magnitude.to(tl.float32) * step).to(tl.int32, bitcast=True)
+    bits = tl.where(magnitude < (1 << MAN), small, normal)
+    if KIND == _FINITE:
+        bits = tl.where(magnitude == low, _QUIET, bits)
+    if KIND == _IEEE:
+        infinite: tl.constexpr = ((1 << EXP) - 1) << MAN
+        payload = (magnitude & ((1 << MAN) - 1)) << (23 - MAN)
+        bits = tl.where(magnitude >= infinite, _INFINITY | payload, bits)
+    if KIND == _FNUZ:
+        bits = tl.where(codes == low + 1, _QUIET, bits)
+    sign = (codes >> (EXP + MAN)) << 31
+    return (bits | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -121,32 +120,31 @@ def encode(values, KIND: tl.constexpr, EXP: tl.constexpr, MAN: tl.constexpr, BIA
     if KIND == _INTEGER:
         inside = tl.minimum(tl.maximum(tl.where(nan, 0.0, values), -LARGEST), LARGEST)
         return (inside + _ROUND).to(tl.int32, bitcast=True) - _ROUND_BITS
-    elif KIND == _WHOLE:
+    if KIND == _WHOLE:
         inside = tl.minimum(magnitude, 0x7F7FFFFF)
         return tl.where(nan, _QUIET | (bits & _SIGN), inside | (bits & _SIGN))
+    top = tl.full([1], LARGEST, tl.float32).to(tl.int32, bitcast=True)
+    inside = tl.where(magnitude > top, top, magnitude)
+    rounded = inside + ((1 << (22 - MAN)) - 1) + ((inside >> (23 - MAN)) & 1)
+    codes = (rounded >> (23 - MAN)) - ((127 - BIAS) << MAN)
+    if EXP < 8:
+        magic: tl.constexpr = 2.0 ** (1 - BIAS - MAN + 23)
+        small = inside.to(tl.float32, bitcast=True) + magic
+        zero = tl.full([1], magic, tl.float32).to(tl.int32, bitcast=True)
+        smallest: tl.constexpr = (128 - BIAS) << 23  # the bits of the smallest normal number
+        codes = tl.where(inside < smallest, small.to(tl.int32, bitcast=True) - zero, codes)
+    if KIND == _FNUZ:
+        signed = tl.where(codes == 0, 0, codes | (sign << (EXP + MAN)))
+        none = sign * 0 + (1 << (EXP + MAN))
     else:
-        top = tl.full([1], LARGEST, tl.float32).to(tl.int32, bitcast=True)
-        inside = tl.where(magnitude > top, top, magnitude)
-        rounded = inside + ((1 << (22 - MAN)) - 1) + ((inside >> (23 - MAN)) & 1)
-        codes = (rounded >> (23 - MAN)) - ((127 - BIAS) << MAN)
-        if EXP < 8:
-            magic: tl.constexpr = 2.0 ** (1 - BIAS - MAN + 23)
-            small = inside.to(tl.float32, bitcast=True) + magic
-            zero = tl.full([1], magic, tl.float32).to(tl.int32, bitcast=True)
-            smallest: tl.constexpr = (128 - BIAS) << 23  # the bits of the smallest normal number
-            codes = tl.where(inside < smallest, small.to(tl.int32, bitcast=True) - zero, codes)
-        if KIND == _FNUZ:
-            signed = tl.where(codes == 0, 0, codes | (sign << (EXP + MAN)))
-            none = sign * 0 + (1 << (EXP + MAN))
+        signed = codes | (sign << (EXP + MAN))
+        if KIND == _FINITE:
+            none = ((1 << (EXP + MAN)) - 1) | (sign << (EXP + MAN))
+        elif KIND == _IEEE:
+            none = ((((1 << EXP) - 1) << MAN) | (1 << (MAN - 1))) | (sign << (EXP + MAN))
         else:
-            signed = codes | (sign << (EXP + MAN))
-            if KIND == _FINITE:
-                none = ((1 << (EXP + MAN)) - 1) | (sign << (EXP + MAN))
-            elif KIND == _IEEE:
-                none = ((((1 << EXP) - 1) << MAN) | (1 << (MAN - 1))) | (sign << (EXP + MAN))
-            else:
-                none = sign * 0
-        return tl.where(nan, none, signed)
+            none = sign * 0
+    return tl.where(nan, none, signed)
 
 
 @triton.jit
@@ -154,13 +152,12 @@ def decode_fast(raw, codes, KIND: tl.constexpr, EXP: tl.constexpr, MAN: tl.const
     """As `decode`, where every code is of an ordinary number; `raw` are the codes as they were loaded."""
     if KIND == _IEEE and EXP == 8:
         return raw.to(tl.bfloat16, bitcast=True).to(tl.float32)
-    elif EXP == 4 and MAN == 3:
+    if EXP == 4 and MAN == 3:
         # Exponent and significand at their places in an f32, whose bias one product makes good: exact, subnormals too.
         bits = ((raw.to(tl.int32) << 24) >> 4) & -0x78100000
         factor: tl.constexpr = 2.0 ** (127 - BIAS)
         return bits.to(tl.float32, bitcast=True) * factor
-    else:
-        return decode(codes, KIND, EXP, MAN, BIAS)
+    return decode(codes, KIND, EXP, MAN, BIAS)
 
 
 @triton.jit
@@ -170,17 +167,16 @@ def encode_fast(
     """As `encode`, where no value is beyond range and each is a number, by what the hardware has; integers."""
     if KIND == _INTEGER:
         return (values + _ROUND).to(tl.int32, bitcast=True)
-    elif KIND == _FINITE and MAN == 3:
+    if KIND == _FINITE and MAN == 3:
         return _e4m3(values)
-    elif KIND == _FNUZ and MAN == 3:
+    if KIND == _FNUZ and MAN == 3:
         # A bias more: the code of x is e4m3fn's of 2 x, but that no zero has a sign and the largest code is a number.
         codes = _e4m3(values * 2.0)
         codes = tl.where(tl.abs(values) >= 232.0, (codes & -128) | 0x7F, codes)
         return tl.where(codes == -128, 0, codes)
-    elif KIND == _IEEE and EXP == 8:
+    if KIND == _IEEE and EXP == 8:
         return values.to(tl.bfloat16).to(tl.int16, bitcast=True)
-    else:
-        return encode(values, KIND, EXP, MAN, BIAS, LARGEST)
+    return encode(values, KIND, EXP, MAN, BIAS, LARGEST)
 
 
 @triton.jit
@@ -223,19 +219,18 @@ def scale_up(wanted, SCALE: tl.constexpr, LARGEST: tl.constexpr, SMALLEST: tl.co
     wanted = tl.minimum(tl.maximum(wanted, SMALLEST), LARGEST)
     if SCALE == 0:
         return wanted.to(tl.int32, bitcast=True), wanted
-    elif SCALE == 4:
+    if SCALE == 4:
         exact = wanted.to(tl.int32, bitcast=True)
         codes = tl.minimum((exact >> 23) + ((exact & 0x7FFFFF) != 0).to(tl.int32), 254)
         return codes, scale_value(codes, SCALE)
+    if SCALE == 1:
+        codes = encode(wanted, _IEEE, 5, 10, 15, LARGEST)
+    elif SCALE == 2:
+        codes = encode(wanted, _IEEE, 8, 7, 127, LARGEST)
     else:
-        if SCALE == 1:
-            codes = encode(wanted, _IEEE, 5, 10, 15, LARGEST)
-        elif SCALE == 2:
-            codes = encode(wanted, _IEEE, 8, 7, 127, LARGEST)
-        else:
-            codes = encode(wanted, _FINITE, 4, 3, 7, LARGEST)
-        codes += (scale_value(codes, SCALE) < wanted).to(tl.int32)
-        return codes, scale_value(codes, SCALE)
+        codes = encode(wanted, _FINITE, 4, 3, 7, LARGEST)
+    codes += (scale_value(codes, SCALE) < wanted).to(tl.int32)
+    return codes, scale_value(codes, SCALE)
 
 
 @triton.jit
@@ -243,13 +238,11 @@ def scale_value(codes, SCALE: tl.constexpr):
     """f32 of a stored scale."""
     if SCALE == 0:
         return codes.to(tl.float32, bitcast=True)
-    elif SCALE == 1:
+    if SCALE == 1:
         return decode(codes, _IEEE, 5, 10, 15)
-    elif SCALE == 2:
+    if SCALE == 2:
         return decode(codes, _IEEE, 8, 7, 127)
-    elif SCALE == 3:
+    if SCALE == 3:
         return decode(codes, _FINITE, 4, 3, 7)
-    else:  # ue8m0: 2**(code - 127); the smallest is a subnormal f32
-        return tl.where(codes == 0, 0x00400000, tl.where(codes == 255, _QUIET, codes << 23)).to(
-            tl.float32, bitcast=True
-        )
+    # ue8m0: 2**(code - 127); the smallest is a subnormal f32
+    return tl.where(codes == 0, 0x00400000, tl.where(codes == 255, _QUIET, codes << 23)).to(tl.float32, bitcast=True)

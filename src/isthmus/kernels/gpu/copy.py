@@ -34,9 +34,9 @@ def copy_rows(
     """One program: TILE tokens of one job, all its heads.
 
     `base` is any address; all others are counted from it, in steps of PER units, so that alignment is known. A row is
-    UNITS units, padded to WIDTH; EACH units are a word of the digest. TABLES: where source and target have the places of
-    units in `unit_tables`, -1 where units follow each other. `jobs` int64 [jobs, 6]: where the source begins, where the
-    target begins, the first entry of either's token table, what `digest.position` wants, and the first head's number.
+    UNITS units, padded to WIDTH; EACH units are a word of the digest. TABLES: where source and target have the places
+    of units in `unit_tables`, -1 where they follow each other. `jobs` int64 [jobs, 6]: where source and target begin,
+    the first entry of either's token table, what `digest.position` wants, and the first head's number.
     """
     job = jobs + tl.program_id(1) * 6
     row = tl.arange(0, TILE * HEAD_TILE)

@@ -21,7 +21,7 @@ def mix(value):
 
 @triton.jit
 def position(number, head, rest):
-    """What rows at tokens `number` and the model's heads `head` add to their words: `rest` is the other bits, and the key."""
+    """What rows at tokens `number` and the model's heads `head` add to their words. `rest`: all other bits, the key."""
     place = (number << 24) ^ (head.to(tl.int64) << 4) ^ rest
     return mix(place.to(tl.uint64, bitcast=True))
 
@@ -31,8 +31,7 @@ def places(unit_tables, unit, START: tl.constexpr, UNITS: tl.constexpr, STEP: tl
     """Where units of a row lie: every STEP one after another, or as the table from entry START on says."""
     if START < 0:
         return unit * STEP
-    else:
-        return tl.load(unit_tables + START + unit, mask=unit < UNITS, other=0)
+    return tl.load(unit_tables + START + unit, mask=unit < UNITS, other=0)
 
 
 @triton.jit
@@ -42,14 +41,13 @@ def words_of(units, ROWS: tl.constexpr, WORDS: tl.constexpr, EACH: tl.constexpr)
     mask: tl.constexpr = (1 << bits) - 1
     if EACH == 1:
         return units.to(tl.uint64, bitcast=True)
-    elif units.shape[1] < EACH:
+    if units.shape[1] < EACH:
         narrow = (units.to(tl.int64) & mask).to(tl.uint64, bitcast=True)
         shift = (tl.arange(0, units.shape[1]) * bits).to(tl.uint64)
         return tl.sum(narrow << shift[None, :], axis=1)[:, None]
-    else:
-        wide = tl.reshape((units.to(tl.int64) & mask).to(tl.uint64, bitcast=True), [ROWS, WORDS, EACH])
-        shifts = (tl.arange(0, EACH) * bits).to(tl.uint64)
-        return tl.sum(wide << shifts[None, None, :], axis=2)
+    wide = tl.reshape((units.to(tl.int64) & mask).to(tl.uint64, bitcast=True), [ROWS, WORDS, EACH])
+    shifts = (tl.arange(0, EACH) * bits).to(tl.uint64)
+    return tl.sum(wide << shifts[None, None, :], axis=2)
 
 
 @triton.jit

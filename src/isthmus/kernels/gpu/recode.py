@@ -120,9 +120,8 @@ def _codes(
         unit = places(unit_tables, element // 2, TABLE, COUNT // 2, 1)
         pair = tl.load(base + at[:, None] + unit[None, :], mask=mask, other=0).to(tl.int32)
         return (pair >> (((element % 2) ^ HIGH_FIRST) * 4)[None, :]) & 15
-    else:
-        unit = places(unit_tables, element, TABLE, COUNT, SUB)
-        return _load(base, at[:, None] + unit[None, :], mask, BITS, SUB)
+    unit = places(unit_tables, element, TABLE, COUNT, SUB)
+    return _load(base, at[:, None] + unit[None, :], mask, BITS, SUB)
 
 
 @triton.jit
@@ -138,9 +137,8 @@ def _spread(groups, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexp
     """[ROWS, GROUPS] to [ROWS, WIDTH]."""
     if GROUPS == 1:
         return tl.broadcast_to(groups, [ROWS, WIDTH])
-    else:
-        wide = tl.broadcast_to(groups[:, :, None], [ROWS, GROUPS, WIDTH // GROUPS])
-        return tl.reshape(wide, [ROWS, WIDTH])
+    wide = tl.broadcast_to(groups[:, :, None], [ROWS, GROUPS, WIDTH // GROUPS])
+    return tl.reshape(wide, [ROWS, WIDTH])
 
 
 @triton.jit
@@ -164,8 +162,7 @@ def _widest(values, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexp
     """The largest magnitude of each group: f32 [ROWS, GROUPS], NaN where one is."""
     if GROUPS == 1:
         return tl.reduce(tl.abs(values), 1, _nan_first)[:, None]
-    else:
-        return tl.reduce(tl.reshape(tl.abs(values), [ROWS, GROUPS, WIDTH // GROUPS]), 2, _nan_first)
+    return tl.reduce(tl.reshape(tl.abs(values), [ROWS, GROUPS, WIDTH // GROUPS]), 2, _nan_first)
 
 
 @triton.jit
@@ -255,10 +252,12 @@ def recode_rows(
 ):
     """One program: TILE tokens of one job, all its heads. Constants are those of `launch.Recoding`.
 
-    IN and OUT are (kind, exponent, mantissa, bias); IN_SCALES and OUT_SCALES: 0 none, 1 static, 2 stored, 3 stored and
-    static; IN_STATIC and OUT_STATIC: static scales a head, 0 for none. PERS: units in a step of an address, for source,
-    target, source scales, target scales; SUBS: units in an element; TABLES: theirs in `unit_tables`, -1 where units follow each other. IN_WORDS and OUT_WORDS: (units, units padded, units in a word, units in a
-    step, table or -1) of rows as digests read them. BOUND: `lowered.Bound`'s terms, or empty. RAW: 1 swaps nibbles, 2 changes nothing.
+    IN and OUT are (kind, exponent, mantissa, bias); IN_SCALES and OUT_SCALES: 0 none, 1 static, 2 stored; IN_STATIC and
+    OUT_STATIC: static scales a head, 0 for none. Of source, target, source scales and target scales: PERS, units in a
+    step of an address; SUBS, units in an element; TABLES, theirs in `unit_tables`, -1 where units follow each other.
+    IN_WORDS and OUT_WORDS: rows as digests read them: units, units padded, units in a word, units in a step, table.
+    BOUND: `lowered.Bound`'s terms, or empty. RAW: 1 swaps nibbles, 2 changes nothing. FAST: numbers are ordinary, and
+    rows that are in doubt are counted; SPECIAL tells codes that are none (`recoding`).
     """
     ROWS: tl.constexpr = TILE * HEAD_TILE
     job = jobs + tl.program_id(1) * _JOB
