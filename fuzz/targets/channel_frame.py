@@ -12,15 +12,19 @@ from isthmus.handoff import orders
 from isthmus.handoff.orders import Ack, ConfirmOrder, PrefillOrder, RenewOrder
 from isthmus.handoff.request import Request, Sampling
 from isthmus.serve.channel import Channel, decode_frame
+from isthmus.serve.link import Link
 from isthmus.serve.messages import Failure, Fenced, Generate, Message, PeerHello, Pulse, TokenEvent, Welcome
 from isthmus.serve.versions import PROTOCOL_VERSION, Conversation
+from isthmus.state.tokens import pack_tokens
 
 REFUSALS = (FrameInvalid, ManifestInvalid)
 LIFE, GRANT = "a" * 32, "b" * 64
 
 
 def seeds() -> list[bytes]:
-    request = Request(request_id="r", attempt=0, tenant="t", token_ids=(1, 2, 3), sampling=Sampling(max_tokens=4))
+    request = Request(
+        request_id="r", attempt=0, tenant="t", tokens=pack_tokens((1, 2, 3)), sampling=Sampling(max_tokens=4)
+    )
     holder = {"holder": "decode-0", "holder_incarnation": LIFE}
     renewal = {name: 0 for name in get_type_hints(RenewOrder) if name not in ("grant", "epoch", *holder)}
     messages: list[Message] = [
@@ -53,11 +57,16 @@ def parse(data: bytes) -> None:
 async def _stream(data: bytes) -> None:
     """As a connection: the data as one frame, and as frames of its own making. The channel ends; nothing escapes."""
     for sent in (struct.pack(">I", len(data)) + data, data):
-        reader = asyncio.StreamReader()
-        reader.feed_data(sent)
-        reader.feed_eof()
-        channel = Channel(reader, _Sink(), ManualClock(), handler=_answer, posted=_note)  # type: ignore[arg-type]
-        await channel.run()
+        link = Link()
+        link.connection_made(_Sink())
+        channel = Channel(link, ManualClock(), handler=_answer, posted=_note)
+        running = asyncio.create_task(channel.run())
+        await asyncio.sleep(0)
+        middle = len(sent) // 2
+        for piece in (sent[:middle], sent[middle:]):
+            link.data_received(piece)
+        link.eof_received()
+        await running
 
 
 async def _answer(_: Channel, message: Message) -> Message:
@@ -68,15 +77,12 @@ def _note(_: Channel, message: Message) -> None:
     """Posts are taken."""
 
 
-class _Sink:
+class _Sink(asyncio.Transport):
     """A connection to nobody."""
 
-    transport: "_Sink"
-
-    def __init__(self) -> None:
-        self.transport = self
-
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
     def close(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
     def get_write_buffer_size(self) -> int:
         return 0

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from isthmus.core.clock import ManualClock
+from isthmus.core.clock import Clock, ManualClock
+from isthmus.core.waiting import within
 from isthmus.engines.embedded.adapter import EmbeddedKV
 from isthmus.handoff.producer import ProducerSide
 from isthmus.transport.base import Reader
@@ -98,30 +99,35 @@ class HookedEngine:
 
 
 class HookedProducer:
-    """The way to the producer: an order may be held up or lost on its way, and so may its answer."""
+    """The way to the producer: an order may be held up or lost on its way, and so may its answer, but not for ever."""
 
-    def __init__(self, inner: ProducerSide, hooks: Hooks) -> None:
-        self._inner, self._hooks = inner, hooks
+    def __init__(self, inner: ProducerSide, hooks: Hooks, clock: Clock) -> None:
+        self._inner, self._hooks, self._clock = inner, hooks, clock
 
-    async def prefill(self, order):
-        await self._hooks("order prefill")
-        reply = await self._inner.prefill(order)
-        await self._hooks("prefill ordered")
-        return reply
+    async def prefill(self, order, deadline):
+        return await self._pass(deadline, "order prefill", self._inner.prefill(order), "prefill ordered")
 
-    async def confirm(self, order):
-        await self._hooks("confirm")
-        reply = await self._inner.confirm(order)
-        await self._hooks("confirmed")
-        return reply
+    async def confirm(self, order, deadline):
+        return await self._pass(deadline, "confirm", self._inner.confirm(order), "confirmed")
 
-    async def renew(self, order):
-        await self._hooks("renew")
-        await self._inner.renew(order)
+    async def renew(self, order, deadline):
+        await self._pass(deadline, "renew", self._inner.renew(order))
 
-    async def abort(self, order):
-        await self._hooks("abort")
-        await self._inner.abort(order)
+    async def abort(self, order, deadline):
+        await self._pass(deadline, "abort", self._inner.abort(order))
+
+    async def _pass(self, deadline, before, work, after=None):
+        async def passing():
+            try:
+                await self._hooks(before)
+                answer = await work
+            finally:
+                work.close()
+            if after is not None:
+                await self._hooks(after)
+            return answer
+
+        return await within(self._clock, deadline, passing(), before)
 
 
 class HookedReader(FaultyReader):

@@ -35,15 +35,11 @@ MODES = (TriggerMode.PUSH, TriggerMode.SEND)
 
 
 class HookedPushProducer(HookedProducer):
-    async def register(self, order):
-        await self._hooks("register")
-        await self._inner.register(order)
-        await self._hooks("registered")
+    async def register(self, order, deadline):
+        await self._pass(deadline, "register", self._inner.register(order), "registered")
 
-    async def written(self, order):
-        await self._hooks("written")
-        await self._inner.written(order)
-        await self._hooks("wrote")
+    async def written(self, order, deadline):
+        await self._pass(deadline, "written", self._inner.written(order), "wrote")
 
 
 class HookedWriter(FaultyWriter):
@@ -92,7 +88,7 @@ class PushWorld(World):
             reuse=Reuse(self.source_kv.representation, self.source_prefixes, secret=SECRET),
             pusher=self.pusher,
         )
-        self.producer = HookedPushProducer(self.side, self.hooks)
+        self.producer = HookedPushProducer(self.side, self.hooks, self.clock)
 
     def _route_to(self, worker, incarnation, transport):
         assert (worker, incarnation) == (DECODE, DECODE_LIFE)

@@ -12,7 +12,7 @@ from isthmus.handoff.stages import Filled, Placed, Reserved
 from isthmus.state.identity import TokenRange
 from isthmus.state.manifest import SCHEMA_VERSION, encode_manifest
 from isthmus.state.runtime_kv_state import GroupState, Residency
-from isthmus.state.tokens import tokens_digest
+from isthmus.state.tokens import pack_tokens, tokens_digest
 from tests.handoff.worlds import PREFILL, PREFILL_LIFE, World, alone, ask
 from tests.state.states import OWNERSHIP, TOKENS, a_state
 
@@ -62,7 +62,9 @@ def test_an_offer_of_other_tokens_than_the_prompts_is_refused(start, stop, block
     assert refused(encode_manifest(a_state(token_range=tokens, groups=groups))).field == "token_range"
 
 
-@pytest.mark.parametrize("digest", [tokens_digest(TOKENS[::-1]), tokens_digest(TOKENS[:-1]), ""])
+@pytest.mark.parametrize(
+    "digest", [tokens_digest(pack_tokens(TOKENS[::-1])), tokens_digest(pack_tokens(TOKENS[:-1])), ""]
+)
 def test_an_offer_for_another_prompt_is_refused(digest):
     assert refused(encode_manifest(a_state(tokens_digest=digest))).field == "tokens_digest"
 

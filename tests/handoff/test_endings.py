@@ -7,6 +7,7 @@ import pytest
 from isthmus.core.errors import Lost, PeerLost, StaleEpoch, TransferFailed
 from isthmus.core.ids import Incarnation
 from isthmus.handoff.orders import AbortOrder, PrefillOrder
+from isthmus.state.tokens import pack_tokens
 from tests.engines.models import random_prompt
 from tests.handoff.hooks import Gate
 from tests.handoff.worlds import (
@@ -49,7 +50,7 @@ async def test_a_request_that_goes_on_elsewhere_repeats_and_skips_no_token(model
     whole = alone(model, "bfloat16", PROMPT, 8).token_ids
     first = ask(PROMPT, max_tokens=8)
     fields = {name: getattr(first, name) for name in first.__struct_fields__}
-    rest = type(first)(**fields | {"attempt": 1, "token_ids": (*PROMPT, *whole[:3]), "sampled": 3})
+    rest = type(first)(**fields | {"attempt": 1, "tokens": pack_tokens((*PROMPT, *whole[:3])), "sampled": 3})
     async with World(model) as world:
         released = await world.hand_off(rest)
         assert await world.decode(rest, released) == whole[3:]

@@ -1,123 +1,20 @@
 """Blocks that are given up lie in files, come back when they are wanted, and are never believed without proof."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
 import torch
 
 from isthmus.core.clock import ManualClock
 from isthmus.core.errors import ConfigInvalid, DigestMismatch
-from isthmus.core.units import GIB
-from isthmus.handoff.consumer import ConsumerSide, Deadlines
-from isthmus.handoff.file_tier import FileTier, kept_secret
-from isthmus.handoff.producer import ProducerSide
-from isthmus.handoff.reuse import Reuse
-from isthmus.ownership.index import DurableIndex
+from isthmus.handoff.file_tier import kept_secret
 from isthmus.ownership.index_file import read_file
-from isthmus.ownership.residency import Discard, Item, Lie, NearestThatPays, Tier, TierState
-from isthmus.ownership.retention import LeastRecent
+from isthmus.ownership.residency import NearestThatPays
 from tests.engines.models import random_prompt
-from tests.handoff.hooks import HookedProducer
-from tests.handoff.test_prefix_reuse import Served, drained_but_for_prefixes, same, serve
-from tests.handoff.worlds import (
-    DECODE,
-    DECODE_LIFE,
-    LEASE,
-    PATIENCE,
-    PREFILL,
-    PREFILL_LIFE,
-    SECRET,
-    World,
-    alone,
-    ask,
-    until,
-)
+from tests.handoff.test_prefix_reuse import drained_but_for_prefixes, same, serve
+from tests.handoff.tiered import TieredWorld, wanted
+from tests.handoff.worlds import LEASE, World, alone, ask
 
 PROMPT, OTHER = random_prompt(70, seed=11), random_prompt(110, seed=12)
 FEW = {"num_blocks": 8}
-
-
-class Always:
-    """A residency policy for which a file always pays. The tests' clock stands still: nothing takes any time."""
-
-    def place(self, item: Item, tiers: Sequence[TierState]) -> Lie | Discard:
-        return Lie(tier=Tier.FILE)
-
-    def demote(self, item: Item, lies_in: Tier, tiers: Sequence[TierState]) -> Lie | Discard:
-        return Lie(tier=Tier.FILE)
-
-    def promote(self, item: Item, lies_in: Tier, tiers: Sequence[TierState]) -> Lie:
-        return Lie(tier=lies_in)
-
-
-class FiledWorld(World):
-    """A world whose sides put what they give up in files, each in a folder of its own."""
-
-    def __init__(self, model: Path, folder: Path, producer: dict, consumer: dict, *, residency=None, **more) -> None:
-        super().__init__(model, producer, consumer, keeps=("producer", "consumer"), **more)
-        policy = residency or Always()
-        self.source_files = self._tier(folder / "producer", policy, producer=True)
-        self.destination_files = self._tier(folder / "consumer", policy, producer=False)
-        source, destination = self.source_kv, self.destination_kv
-        self.side = ProducerSide(
-            source,
-            self.source,
-            worker=PREFILL,
-            incarnation=PREFILL_LIFE,
-            wait=PATIENCE,
-            resuming=source,
-            reuse=Reuse(source.representation, self.source_prefixes, secret=SECRET, files=self.source_files),
-        )
-        self.producer = HookedProducer(self.side, self.hooks)
-        self.consumer = ConsumerSide(
-            destination,
-            self.destination,
-            self._peer_of,
-            self.clock,
-            worker=DECODE,
-            incarnation=DECODE_LIFE,
-            deadlines=Deadlines(reserve=PATIENCE, prefill=PATIENCE, transfer=PATIENCE, confirm=LEASE / 4),
-            reuse=Reuse(
-                destination.representation, self.destination_prefixes, secret=SECRET, files=self.destination_files
-            ),
-        )
-
-    def _tier(self, folder: Path, residency, *, producer: bool) -> FileTier:
-        store = self.source_kv if producer else self.destination_kv
-        return FileTier(
-            DurableIndex(folder, bytes_max=GIB, clock=self.clock, retention=LeastRecent()),
-            bytes_max=GIB,
-            residency=residency,
-            store=store,
-            cache=self.source_prefixes if producer else self.destination_prefixes,
-            ledger=self.source_ledger if producer else self.destination_ledger,
-            clock=self.clock,
-            identity=b"model",
-            representation=repr(store.representation).encode()[:60],
-            digests_per_block=store.representation.groups[0].block_size if producer else 0,
-            idle=lambda: True,
-        )
-
-    async def __aenter__(self) -> "FiledWorld":
-        await super().__aenter__()
-        await self._stack.enter_async_context(self.source_files.running())
-        await self._stack.enter_async_context(self.destination_files.running())
-        return self
-
-    def give_up(self) -> None:
-        self.source_prefixes.drop()
-        self.destination_prefixes.drop()
-
-    async def written(self, producer: int, consumer: int) -> None:
-        await until(
-            lambda: (self.source_files.counts.written, self.destination_files.counts.written) == (producer, consumer)
-        )
-
-
-async def wanted(model: Path, prompt: tuple[int, ...], producer: dict, consumer: dict) -> Served:
-    async with World(model, producer, consumer) as fresh:
-        return await serve(fresh, ask(prompt, name="wanted"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +31,7 @@ async def wanted(model: Path, prompt: tuple[int, ...], producer: dict, consumer:
 )
 async def test_what_was_given_up_comes_back_and_is_the_same_bits(model, tmp_path, producer, consumer):
     ours, theirs = producer["block_size"], consumer["block_size"]
-    async with FiledWorld(model, tmp_path, producer, consumer) as world:
+    async with TieredWorld(model, producer, consumer, folder=tmp_path) as world:
         first = await serve(world, ask(PROMPT, name="one"))
         world.give_up()
         await world.written(70 // ours, 70 // theirs)
@@ -150,7 +47,7 @@ async def test_what_was_given_up_comes_back_and_is_the_same_bits(model, tmp_path
 
 
 async def test_a_prompt_that_was_pushed_out_by_another_is_not_computed_again(model, tmp_path):
-    async with FiledWorld(model, tmp_path, FEW, FEW) as world:
+    async with TieredWorld(model, FEW, FEW, folder=tmp_path) as world:
         await serve(world, ask(PROMPT, name="one"))
         world.clock.advance(LEASE / 4)
         await serve(world, ask(OTHER, name="two"))
@@ -165,10 +62,10 @@ async def test_a_prompt_that_was_pushed_out_by_another_is_not_computed_again(mod
 
 async def test_the_next_life_of_a_worker_finds_what_the_last_one_left(model, tmp_path):
     sides = {"block_size": 16}, {"block_size": 32}
-    async with FiledWorld(model, tmp_path, *sides) as world:
+    async with TieredWorld(model, *sides, folder=tmp_path) as world:
         first = await serve(world, ask(PROMPT, name="one"))
         world.give_up()
-    async with FiledWorld(model, tmp_path, *sides) as world:
+    async with TieredWorld(model, *sides, folder=tmp_path) as world:
         again = await serve(world, ask(PROMPT, name="two"))
         assert (again.computed, again.have_tokens) == (6, 64)
         assert again.tokens == first.tokens
@@ -176,7 +73,7 @@ async def test_the_next_life_of_a_worker_finds_what_the_last_one_left(model, tmp
 
 
 async def test_I7_another_tenant_finds_nothing_in_files_either(model, tmp_path):
-    async with FiledWorld(model, tmp_path, {}, {}, sole_tenant=None) as world:
+    async with TieredWorld(model, {}, {}, sole_tenant=None, folder=tmp_path) as world:
         await serve(world, ask(PROMPT, name="one"))
         world.give_up()
         await world.written(4, 4)
@@ -187,7 +84,7 @@ async def test_I7_another_tenant_finds_nothing_in_files_either(model, tmp_path):
 
 @pytest.mark.parametrize("which", [0, 1, 3])
 async def test_a_damaged_file_ends_what_comes_back_there_and_the_answer_is_the_same(model, tmp_path, which):
-    async with FiledWorld(model, tmp_path, {}, {}) as world:
+    async with TieredWorld(model, {}, {}, folder=tmp_path) as world:
         first = await serve(world, ask(PROMPT, name="one"))
         names = [kept.entry.key for kept in world.source_prefixes._kept.values()]
         world.give_up()
@@ -205,7 +102,7 @@ async def test_a_damaged_file_ends_what_comes_back_there_and_the_answer_is_the_s
         await drained_but_for_prefixes(world)
 
 
-async def _name_of(world: FiledWorld, name: bytes) -> str:
+async def _name_of(world: TieredWorld, name: bytes) -> str:
     """The file of a prefix's name, whatever the tenant's label."""
     folder = world.source_files._index._folder
     (found,) = [path.name for path in folder.glob("*.kv") if read_file(path).header.key.prefix == name]
@@ -214,7 +111,7 @@ async def _name_of(world: FiledWorld, name: bytes) -> str:
 
 async def test_the_digest_made_at_the_fill_travels_with_a_block_through_its_file(model, tmp_path):
     """A pool that went bad before the block was written: the file is whole, and what crosses is found out (I1)."""
-    async with FiledWorld(model, tmp_path, {}, {}) as world:
+    async with TieredWorld(model, {}, {}, folder=tmp_path) as world:
         await serve(world, ask(PROMPT, name="one"))
         (first, *_) = world.source_prefixes._kept.values()
         for view in world.source_engine.pool._views["key"]:
@@ -229,11 +126,11 @@ async def test_the_digest_made_at_the_fill_travels_with_a_block_through_its_file
 
 
 async def test_nothing_comes_back_while_somebody_waits_for_room(model, tmp_path):
-    async with FiledWorld(model, tmp_path, {}, {}) as world:
+    async with TieredWorld(model, {}, {}, folder=tmp_path) as world:
         await serve(world, ask(PROMPT, name="one"))
         world.give_up()
         await world.written(4, 4)
-        world.source_files._idle = lambda: False
+        world.source_tiers._idle = lambda: False
         again = await serve(world, ask(PROMPT, name="two"))
         assert (again.computed, again.have_tokens) == (70, 64)
         await drained_but_for_prefixes(world)
@@ -241,10 +138,10 @@ async def test_nothing_comes_back_while_somebody_waits_for_room(model, tmp_path)
 
 async def test_what_is_computed_again_sooner_than_loaded_is_not_written(model, tmp_path):
     """On the tests' clock a prefill takes no time at all."""
-    async with FiledWorld(model, tmp_path, {}, {}, residency=NearestThatPays()) as world:
+    async with TieredWorld(model, {}, {}, residency=NearestThatPays(), folder=tmp_path) as world:
         await serve(world, ask(PROMPT, name="one"))
         world.give_up()
-        assert (world.source_files.counts.discarded, world.destination_files.counts.discarded) == (4, 4)
+        assert (world.source_tiers.discarded, world.destination_tiers.discarded) == (4, 4)
         again = await serve(world, ask(PROMPT, name="two"))
         assert again.computed == 70
         await drained_but_for_prefixes(world)
@@ -268,7 +165,9 @@ def test_a_block_s_bytes_make_the_same_block_elsewhere(model, fields):
     ours, theirs = world.source_engine.pool, world.destination_engine.pool
     for region in ours.regions:
         region.data.copy_(torch.randint(0, 256, region.data.shape, dtype=torch.uint8))
-    theirs.put_block(5, ours.take_block(9))
+    payload = bytearray(ours.block_bytes)
+    ours.take_block(9, memoryview(payload))
+    theirs.put_block(5, memoryview(bytes(payload)))
     found, taken = theirs.read_tokens((5,), 16).fields, ours.read_tokens((9,), 16).fields
     assert same(found, taken)
     untouched = theirs.read_tokens((4, 6), 32).fields

@@ -275,10 +275,10 @@ async def test_only_what_is_granted_may_be_read_of_a_shared_prefix(model):
         reading = asyncio.create_task(serve(world, ask(SHARED, name="two")))
         await gate.reached.wait()
         state = decode_manifest(world.offers[-1][0].manifest)
-        grant, epoch = state.ownership.grant_id(), state.ownership.fence()
-        world.source.check_read(grant, epoch, DECODE, state.groups[0].blocks())
+        grant, epoch = state.ownership.grant, state.ownership.epoch
+        world.source.check_read(grant, epoch, DECODE, state.groups[0].block_ids)
         retained = {each.block for each in world.source_prefixes._kept.values()}
-        others = retained - set(state.groups[0].blocks())
+        others = retained - set(state.groups[0].block_ids)
         assert len(others) == 2
         for block in (*others, next(b for b in range(64) if world.source_ledger.state(BlockId(b)) is BlockState.FREE)):
             with pytest.raises(NotAuthorised, match="not under this grant"):
@@ -298,8 +298,8 @@ async def test_an_offer_that_begins_elsewhere_than_asked_is_refused(model):
             def __getattr__(self, name):
                 return getattr(inner, name)
 
-            async def prefill(self, order: PrefillOrder):
-                return await inner.prefill(PrefillOrder(**{**_fields(order), "have_tokens": 0}))
+            async def prefill(self, order: PrefillOrder, deadline):
+                return await inner.prefill(PrefillOrder(**{**_fields(order), "have_tokens": 0}), deadline)
 
         world.producer = Forgetful()
         with pytest.raises(ManifestInvalid, match="token_range"):

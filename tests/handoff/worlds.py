@@ -33,6 +33,7 @@ from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, T
 from isthmus.ownership.prefix_cache import PrefixCache
 from isthmus.ownership.retention import LeastRecent
 from isthmus.state.manifest import decode_manifest
+from isthmus.state.tokens import pack_tokens
 from isthmus.transport.base import PeerId
 from isthmus.transport.faulty import Fault
 from isthmus.transport.memory import MemoryHub
@@ -75,7 +76,7 @@ def alone(model: Path, kv_cache_dtype: str, prompt: tuple[int, ...], max_tokens:
 
 def ask(prompt: tuple[int, ...], *, name: str = "request", max_tokens: int = 5, tenant: str = TENANT) -> Request:
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
-    return Request(request_id=name, attempt=0, tenant=tenant, token_ids=prompt, sampling=sampling)
+    return Request(request_id=name, attempt=0, tenant=tenant, tokens=pack_tokens(prompt), sampling=sampling)
 
 
 async def turns(count: int = 20) -> None:
@@ -149,7 +150,7 @@ class World:
             resuming=self.source_kv,
             reuse=Reuse(self.source_kv.representation, self.source_prefixes, secret=SECRET),
         )
-        self.producer = HookedProducer(self.side, self.hooks)
+        self.producer = HookedProducer(self.side, self.hooks, self.clock)
         self.consumer = ConsumerSide(
             HookedEngine(self.destination_kv, self.hooks),
             self.destination,
@@ -216,9 +217,9 @@ class World:
         """What was offered, and the producer's rows before anybody reads them."""
         if reply.manifest:
             state = decode_manifest(reply.manifest)
-            blocks = state.groups[0].blocks()
+            blocks = state.groups[0].block_ids
             block_size = self.source_engine.pool.group.block_size
-            length = len(request.token_ids) - state.token_range.start // block_size * block_size
+            length = request.num_tokens - state.token_range.start // block_size * block_size
             rows = self.source_engine.pool.read_tokens(blocks, length)
             self.offers.append((reply, blocks, rows))
 
@@ -233,7 +234,7 @@ class World:
         return tuple(tokens)
 
     def installed_rows(self, request: Request, released: Released) -> EncodedRows:
-        return self.destination_engine.pool.read_tokens(released.filled.reserved.blocks, len(request.token_ids))
+        return self.destination_engine.pool.read_tokens(released.filled.reserved.blocks, request.num_tokens)
 
     # looking around
 

@@ -16,6 +16,7 @@ from isthmus.ownership.prefix_cache import PrefixCache, PrefixGone
 from isthmus.ownership.prefix_hash import block_hashes, tenant_salt
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.ownership.retention import RETENTIONS, retention_named
+from isthmus.state.tokens import pack_tokens
 
 SECRET = b"a secret of the deployment"
 TENANT, OTHER = TenantId("tenant-0"), TenantId("tenant-1")
@@ -23,7 +24,7 @@ BLOCK_SIZE = 2
 
 
 def names_of(tokens: list[int], tenant: TenantId = TENANT) -> tuple[bytes, ...]:
-    return block_hashes(tokens, BLOCK_SIZE, salt=tenant_salt(SECRET, tenant))
+    return block_hashes(pack_tokens(tokens), BLOCK_SIZE, salt=tenant_salt(SECRET, tenant))
 
 
 class Worker:

@@ -1,5 +1,8 @@
 """A grant is good for exactly what it was minted for: every other claim is refused by the tag, and by the record."""
 
+import hmac
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,10 +11,10 @@ from msgspec.structs import replace
 from isthmus.core.clock import ManualClock
 from isthmus.core.errors import Bug, GrantUnknown, NotAuthorised, Rejected, StaleEpoch
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
-from isthmus.ownership.capability import Claims, check, digest_of_blocks, draw_secret, mint
+from isthmus.ownership.capability import Claims, check, digest_of_blocks, draw_key, mint
 from tests.ownership.worlds import DECODE, DECODE_LIFE, World, grant_of
 
-SECRET = bytes(range(32))
+KEY = hmac.new(bytes(range(32)), digestmod="sha256")
 ID = "0123456789abcdef" * 2
 CLAIMS = Claims(
     handoff=HandoffId("d" * 32),
@@ -36,32 +39,37 @@ OTHERWISE = {
 
 
 def test_a_grant_is_64_hex_digits_and_good_for_what_it_was_minted_for():
-    grant = mint(SECRET, ID, CLAIMS)
+    grant = mint(KEY, ID, CLAIMS)
     assert len(grant) == 64
     assert grant.startswith(ID)
-    assert check(SECRET, grant, CLAIMS)
+    assert check(KEY, grant, CLAIMS)
+
+
+def test_the_tag_is_hmac_sha256_of_the_id_and_all_claims_cut_to_128_bits():
+    message = msgspec.msgpack.encode((ID, CLAIMS))
+    assert mint(KEY, ID, CLAIMS) == ID + hmac.digest(bytes(range(32)), message, "sha256").hex()[:32]
 
 
 @pytest.mark.parametrize("field", Claims.__struct_fields__)
 def test_a_grant_presented_for_anything_else_is_refused(field):
-    assert not check(SECRET, mint(SECRET, ID, CLAIMS), replace(CLAIMS, **{field: OTHERWISE[field]}))
+    assert not check(KEY, mint(KEY, ID, CLAIMS), replace(CLAIMS, **{field: OTHERWISE[field]}))
 
 
 @given(bit=st.integers(0, 255))
 def test_no_bit_of_a_grant_can_be_changed(bit):
-    grant = mint(SECRET, ID, CLAIMS)
+    grant = mint(KEY, ID, CLAIMS)
     changed = f"{int(grant, 16) ^ (1 << bit):064x}"
-    assert not check(SECRET, GrantId(changed), CLAIMS)
+    assert not check(KEY, GrantId(changed), CLAIMS)
 
 
 @given(text=st.text(max_size=80))
 def test_what_is_no_grant_at_all_is_refused_and_not_an_error(text):
-    assert not check(SECRET, GrantId(text), CLAIMS)
+    assert not check(KEY, GrantId(text), CLAIMS)
 
 
 def test_a_secret_dies_with_its_life():
-    first, second = draw_secret(ManualClock(1)), draw_secret(ManualClock(2))
-    assert len(first) == 32
+    first, second = draw_key(ManualClock(1)), draw_key(ManualClock(2))
+    assert check(draw_key(ManualClock(1)), mint(first, ID, CLAIMS), CLAIMS)
     assert not check(second, mint(first, ID, CLAIMS), CLAIMS)
 
 
@@ -73,7 +81,7 @@ def test_lists_of_blocks_have_one_digest_only_where_they_are_the_same(left, righ
 def test_names_cannot_flow_into_each_other():
     one = replace(CLAIMS, owner=WorkerId("ab"), tenant=TenantId("c"))
     other = replace(CLAIMS, owner=WorkerId("a"), tenant=TenantId("bc"))
-    assert not check(SECRET, mint(SECRET, ID, one), other)
+    assert not check(KEY, mint(KEY, ID, one), other)
 
 
 # in the owner

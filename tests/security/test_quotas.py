@@ -16,8 +16,10 @@ from isthmus.serve.channel import Channel, connect
 from isthmus.serve.gateway.dispatch import Dispatcher
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import Ack, Generate, HandoffReport, Message, TokenEvent
 from isthmus.serve.worker.prefill import PrefillService
+from isthmus.state.tokens import pack_tokens
 from tests.security.test_tls import SOON, serving
 
 CLOCK = SystemClock()
@@ -27,7 +29,9 @@ REPORT = HandoffReport(**{name: _EMPTY.get(kind, ()) for name, kind in get_type_
 
 def large() -> Generate:
     """A call of about 100 kB."""
-    request = Request(request_id="r", attempt=0, tenant="t", token_ids=(1 << 20,) * 20_000, sampling=Sampling())
+    request = Request(
+        request_id="r", attempt=0, tenant="t", tokens=pack_tokens([1 << 20] * 25_000), sampling=Sampling()
+    )
     return Generate(request=request, producer="p", producer_incarnation="0" * 32)
 
 
@@ -53,11 +57,11 @@ async def test_bytes_of_calls_under_way_are_bounded_and_the_one_too_many_is_refu
 
     far: list[asyncio.Task[None]] = []
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(link: Link) -> None:
         far.append(asyncio.current_task())
-        await Channel(reader, writer, CLOCK, handler=wait, posted=lambda *_: None).run()
+        await Channel(link, CLOCK, handler=wait, posted=lambda *_: None).run()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await listen(accept, "127.0.0.1", 0, tls=None)
     port = server.sockets[0].getsockname()[1]
     channel = await connect("127.0.0.1", port, CLOCK, handler=wait, posted=lambda *_: None, peer="far", deadline=SOON)
     running = asyncio.create_task(channel.run())
@@ -90,11 +94,8 @@ async def test_a_peer_has_a_few_channels_and_not_all_of_them(monkeypatch):
     life = "1" * 32
     service = PrefillService(None, _Everyone(), CLOCK, worker="prefill-0", incarnation=life)
 
-    class Writer:
-        """Stands for a connection that is not written to here."""
-
     def channel() -> Channel:
-        return Channel(asyncio.StreamReader(), Writer(), CLOCK, handler=None, posted=None)
+        return Channel(Link(), CLOCK, handler=None, posted=None)  # a connection that is not written to here
 
     hello = PeerHello(worker="decode-0", incarnation="2" * 32, to="prefill-0", to_incarnation=life)
     for _ in range(4):

@@ -11,7 +11,8 @@ from isthmus.core.clock import SystemClock
 from isthmus.core.errors import ConfigInvalid, Lost, NotAuthorised, PeerLost
 from isthmus.core.ids import TenantId
 from isthmus.core.units import Duration
-from isthmus.serve.channel import Channel, accepting, connect
+from isthmus.serve.channel import Channel, connect
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import Ack, Message, Pulse
 from isthmus.serve.tls import TlsConfig, load_tls
 from isthmus.transport.tls import Tls, names_of
@@ -39,13 +40,13 @@ async def serving(tls: Tls | None, claimed: str | None = None) -> AsyncIterator[
         channel.greeted = True
         return await _answer(channel, message)
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(link: Link) -> None:
         task = asyncio.current_task()
         assert task is not None
         running.append(task)
-        await Channel(reader, writer, CLOCK, handler=handler, posted=_silent).serve()
+        await Channel(link, CLOCK, handler=handler, posted=_silent).serve()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, **accepting(tls))
+    server = await listen(accept, "127.0.0.1", 0, tls=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -10,6 +10,7 @@ from isthmus.core.clock import SystemClock
 from isthmus.core.units import Duration
 from isthmus.handoff.orders import Ack, PrefillOrder
 from isthmus.serve.channel import Channel, connect
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import Hello, Member, Message, Pulse, Snapshot, SnapshotOrder
 from isthmus.serve.processes import this_process
 from isthmus.state.identity import Identity
@@ -47,7 +48,7 @@ class Rogue:
         self._running: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Rogue":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await listen(self._accept, "127.0.0.1", 0, tls=None)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -97,8 +98,8 @@ class Rogue:
             endpoints=(TcpEndpoint(host="127.0.0.1", port=self._port, peer=peer),),
         )
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer, CLOCK, handler=self._called, posted=lambda *_: None)
+    async def _accept(self, link: Link) -> None:
+        channel = Channel(link, CLOCK, handler=self._called, posted=lambda *_: None)
         self.channels.append(channel)
         await channel.run()
 

@@ -12,9 +12,11 @@ from isthmus.core.limits import HELLO_MS_MAX, OFFER_BYTES_MAX
 from isthmus.core.units import Duration
 from isthmus.handoff.request import Request, Sampling
 from isthmus.serve.channel import Channel, connect
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import Ack, CancelRequest, Generate, Message, Pulse, Snapshot, SnapshotOrder
 from isthmus.serve.running import supervised
 from isthmus.serve.worker.decode import DecodeService
+from isthmus.state.tokens import pack_tokens
 
 CLOCK = SystemClock()
 
@@ -27,11 +29,11 @@ async def channel_to(handle: Callable) -> AsyncIterator[Channel]:
     async def handler(_: Channel, message: Message) -> Message:
         return await handle(message)
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(link: Link) -> None:
         far.append(asyncio.current_task())
-        await Channel(reader, writer, CLOCK, handler=handler, posted=lambda *_: None).run()
+        await Channel(link, CLOCK, handler=handler, posted=lambda *_: None).run()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await listen(accept, "127.0.0.1", 0, tls=None)
     host, port = server.sockets[0].getsockname()
     channel = await connect(
         host, port, CLOCK, handler=handler, posted=lambda *_: None, peer="far", deadline=Duration.of_seconds(5)
@@ -100,12 +102,12 @@ async def test_a_connection_that_does_not_say_who_it_is_is_closed_and_one_that_h
     clock = ManualClock()
     ends: list[Channel] = []
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends.append(Channel(reader, writer, clock, handler=None, posted=lambda *_: None))
+    async def accept(link: Link) -> None:
+        ends.append(Channel(link, clock, handler=None, posted=lambda *_: None))
         ends[-1].greeted = len(ends) == 1
         await ends[-1].serve()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await listen(accept, "127.0.0.1", 0, tls=None)
     host, port = server.sockets[0].getsockname()
     greeted, silent = [await asyncio.open_connection(host, port) for _ in range(2)]
     async with asyncio.timeout(5):
@@ -144,7 +146,7 @@ async def test_a_channel_whose_peer_does_not_read_ends_all_the_same():
 
 async def test_a_cancel_that_overtakes_its_request_keeps_it_from_beginning():
     service = DecodeService(None, None, None, CLOCK, worker="decode-0", post=lambda _: None)
-    request = Request(request_id="r", attempt=1, tenant="t", token_ids=(1,), sampling=Sampling())
+    request = Request(request_id="r", attempt=1, tenant="t", tokens=pack_tokens([1]), sampling=Sampling())
     service.cancel(CancelRequest(request_id="r", attempt=1))
     with pytest.raises(Lost, match="cancelled before it began"):
         await service.generate(Generate(request=request, producer="p", producer_incarnation="0" * 32))

@@ -23,6 +23,11 @@ KEEPING = (
     {"name": "decode", "role": "decode", "kv_layout": "HND", "block_size": 64, "tp_size": 3, "num_blocks": 14}
     | keeping("lru"),
 )
+HOST = 64 << 20
+BEHIND = tuple(
+    pool | {"prefix_caching": {"retention": "lru", "residency": "nearest_that_pays", "host_bytes_max": HOST}}
+    for pool in KEEPING
+)
 SYSTEM = random_prompt(200, seed=8)
 TOKENS = 6
 
@@ -110,3 +115,23 @@ async def test_requests_that_are_hung_up_on_leave_no_prefix_pinned(fleets):
     assert await fleet.held_blocks() == 0
     for ledger in (await fleet.ledgers()).values():
         assert ledger["prefix_cache"]["pinned"] == 0
+
+
+async def test_what_was_pushed_out_of_small_pools_comes_back_from_host_memory(fleets, alone):
+    fleet = await fleets.use(BEHIND)
+    model = await fleet.model()
+    prompts = [random_prompt(220, seed=200 + seed) for seed in range(5)]
+    prompts.append(prompts[0])
+    wanted = alone(*prompts)
+    for number, prompt in enumerate(prompts):
+        stream = ask(fleet.client, model, number, prompt, max_tokens=TOKENS)
+        await finish([stream])
+        assert stream.token_ids == wanted[number]
+    report = (await fleet.client.get("/v1/isthmus/handoffs")).json()["installed"][-1]
+    assert (report["reused_tokens"], report["have_tokens"]) == (13 * 16, 3 * 64)
+    assert await fleet.held_blocks() == 0
+    for ledger in (await fleet.ledgers()).values():
+        row = ledger["prefix_cache"]
+        assert 0 < row["host_loaded"] < row["host_written"]
+        assert 0 < row["host_bytes"] <= HOST
+        assert (row["pool_discarded"], row["host_discarded"], row["host_failed"]) == (0, 0, 0)

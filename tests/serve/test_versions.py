@@ -29,6 +29,7 @@ from isthmus.handoff.orders import (
 )
 from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.serve.channel import Channel, connect, decode_frame
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import Hello, Members, Message, PeerHello, Pulse, SnapshotOrder, Welcome
 from isthmus.serve.processes import has_exited, this_process
 from isthmus.serve.versions import PROTOCOL_VERSION, Conversation
@@ -214,7 +215,7 @@ class Served:
     async def __aenter__(self) -> "Served":
         self.producer = Producer()
         self._running: list[asyncio.Task[None]] = []
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await listen(self._accept, "127.0.0.1", 0, tls=None)
         self.port = self._server.sockets[0].getsockname()[1]
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port)
         return self
@@ -226,9 +227,11 @@ class Served:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer, CLOCK, handler=self.producer.handle, posted=lambda *_: None)
-        self._running.append(asyncio.ensure_future(channel.run()))
+    async def _accept(self, link: Link) -> None:
+        channel = Channel(link, CLOCK, handler=self.producer.handle, posted=lambda *_: None)
+        running = asyncio.ensure_future(channel.run())
+        self._running.append(running)
+        await running
 
     async def ask(self, frame: bytes) -> dict[str, Any]:
         self._writer.write(len(frame).to_bytes(4, "big") + frame)

@@ -7,7 +7,7 @@ from isthmus.state.identity import Identity, ModelLineage, RopeState, TokenRange
 from isthmus.state.partition import Partition
 from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import GroupState, KVRepresentation, Ownership, Residency, RuntimeKVState
-from isthmus.state.tokens import tokens_digest
+from isthmus.state.tokens import pack_tokens, tokens_digest
 from tests.strategies import encoding_of, groups, partitions, shapes, valid
 
 TOKENS = tuple(range(40))
@@ -41,7 +41,7 @@ def a_state(**changes) -> RuntimeKVState:
     fields = {
         "identity": IDENTITY,
         "token_range": TokenRange(start=0, stop=40),
-        "tokens_digest": tokens_digest(TOKENS),
+        "tokens_digest": tokens_digest(pack_tokens(TOKENS)),
         "representation": KVRepresentation(groups=(GROUP,), partition=Partition(tp_size=2)),
         "groups": (GroupState(block_ids=(5, 1, 9), logical_digest=1 << 63),),
         "residency": Residency(tier="host", num_blocks=10),

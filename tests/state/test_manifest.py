@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.core.errors import ManifestInvalid
+from isthmus.core.errors import BadInput, ManifestInvalid
 from isthmus.core.limits import MANIFEST_BYTES_MAX
 from isthmus.state.encoding import Encoding, Quant
 from isthmus.state.identity import Identity, RopeState, TokenRange, WeightsRecord
@@ -19,7 +19,7 @@ from isthmus.state.manifest import (
 from isthmus.state.partition import Partition
 from isthmus.state.representation import Component, GroupRepresentation
 from isthmus.state.runtime_kv_state import GroupState, KVRepresentation, Residency, RuntimeKVState
-from isthmus.state.tokens import tokens_digest
+from isthmus.state.tokens import pack_tokens, tokens_digest
 from tests.state.states import TOKENS, a_state, states
 
 
@@ -184,7 +184,7 @@ def test_a_manifest_larger_than_the_bound_is_neither_written_nor_read():
     state = RuntimeKVState(
         identity=a_state().identity,
         token_range=TokenRange(start=0, stop=blocks),
-        tokens_digest=tokens_digest(TOKENS),
+        tokens_digest=tokens_digest(pack_tokens(TOKENS)),
         representation=KVRepresentation(groups=(small,), partition=Partition()),
         groups=(GroupState(block_ids=tuple(range(1 << 20, blocks + (1 << 20))), logical_digest=0),),
         residency=Residency(tier="host", num_blocks=1 << 21),
@@ -202,8 +202,10 @@ def test_a_manifest_larger_than_the_bound_is_neither_written_nor_read():
 
 
 def test_the_digest_of_tokens_depends_on_every_id_and_its_place():
-    digests = {tokens_digest(ids) for ids in ([], [0], [0, 0], [1, 2], [2, 1], [1, 2, 0], [258], [2, 1 << 31])}
+    digests = {
+        tokens_digest(pack_tokens(ids)) for ids in ([], [0], [0, 0], [1, 2], [2, 1], [1, 2, 0], [258], [2, 1 << 31])
+    }
     assert len(digests) == 8
     for wrong in (-1, 1 << 32):
-        with pytest.raises(OverflowError):
-            tokens_digest([wrong])
+        with pytest.raises(BadInput):
+            pack_tokens([wrong])

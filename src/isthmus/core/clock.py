@@ -6,15 +6,16 @@ Instants are monotonic, local, in nanoseconds, and mean nothing to another host.
 
 import asyncio
 import heapq
+import os
 import random
-import secrets
 import time
-from collections.abc import Sequence
-from typing import NewType, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NewType, Protocol, TypeVar, cast
 
+from isthmus.core.timers import Timers
 from isthmus.core.units import Duration
 
-__all__ = ["Chance", "Clock", "Instant", "ManualClock", "SystemClock", "after"]
+__all__ = ["Chance", "Clock", "Instant", "ManualClock", "SystemClock", "Timer", "after"]
 
 Option = TypeVar("Option")
 
@@ -27,6 +28,14 @@ def after(start: Instant, duration: Duration) -> Instant:
     return Instant(start + duration.ns)
 
 
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """It does not come. Does nothing once it has."""
+        ...
+
+
 class Clock(Protocol):
     """What code may know of time and chance."""
 
@@ -36,6 +45,10 @@ class Clock(Protocol):
 
     async def sleep(self, duration: Duration) -> None:
         """Return `duration` later."""
+        ...
+
+    def call_later(self, duration: Duration, callback: Callable[[], object]) -> Timer:
+        """Call `callback` on the event loop `duration` later, unless cancelled: a deadline without a task."""
         ...
 
     def token(self) -> str:
@@ -50,14 +63,22 @@ class Clock(Protocol):
 class SystemClock:
     """The process's monotonic clock and the operating system's randomness."""
 
-    def now(self) -> Instant:
-        return Instant(time.monotonic_ns())
+    now = staticmethod(cast("Callable[[], Instant]", time.monotonic_ns))
+
+    def __init__(self) -> None:
+        self._timers: Timers | None = None
 
     async def sleep(self, duration: Duration) -> None:
         await asyncio.sleep(duration.seconds)
 
+    def call_later(self, duration: Duration, callback: Callable[[], object]) -> Timer:
+        timers, loop = self._timers, asyncio.get_running_loop()
+        if timers is None or timers.loop is not loop:
+            timers = self._timers = Timers(loop)
+        return timers.add(duration.ns, callback)
+
     def token(self) -> str:
-        return secrets.token_hex(16)
+        return os.urandom(16).hex()
 
     def unix_seconds(self) -> int:
         return int(time.time())
@@ -69,17 +90,22 @@ class ManualClock:
     def __init__(self, seed: int = 0) -> None:
         self._now = 0
         self._random = random.Random(seed)
-        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._timers: list[tuple[int, int, _ManualTimer]] = []
         self._order = 0
 
     def now(self) -> Instant:
         return Instant(self._now)
 
     async def sleep(self, duration: Duration) -> None:
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.call_later(duration, lambda: None if woken.done() else woken.set_result(None))
+        await woken
+
+    def call_later(self, duration: Duration, callback: Callable[[], object]) -> Timer:
         self._order += 1
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._now + duration.ns, self._order, future))
-        await future
+        timer = _ManualTimer(callback)
+        heapq.heappush(self._timers, (self._now + duration.ns, self._order, timer))
+        return timer
 
     def token(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
@@ -88,12 +114,22 @@ class ManualClock:
         return self._now // 1_000_000_000
 
     def advance(self, duration: Duration) -> None:
-        """Move time on and wake every sleeper whose time has come, in order."""
+        """Move time on and make every call whose time has come, in order."""
         self._now += duration.ns
-        while self._sleepers and self._sleepers[0][0] <= self._now:
-            _, _, future = heapq.heappop(self._sleepers)
-            if not future.done():
-                future.set_result(None)
+        while self._timers and self._timers[0][0] <= self._now:
+            heapq.heappop(self._timers)[2].ring()
+
+
+class _ManualTimer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self._callback: Callable[[], object] | None = callback
+
+    def ring(self) -> None:
+        if self._callback is not None:
+            self._callback()
+
+    def cancel(self) -> None:
+        self._callback = None
 
 
 class Chance:

@@ -12,9 +12,12 @@ __all__ = [
     "COMPONENTS_MAX",
     "CONNECTIONS_PER_EXPORTER_MAX",
     "CONNECTIONS_PER_PEER_MAX",
+    "CONNECTION_SILENCE_SECONDS_MAX",
     "CONTROL_FRAME_BYTES_MAX",
     "COPY_CHUNK_BYTES",
     "FILE_WRITES_QUEUED_BYTES_MAX",
+    "FORMS_REMEMBERED_MAX",
+    "FORM_BYTES_REMEMBERED_MAX",
     "FRAME_MS_MAX",
     "GRANTS_PER_PEER_MAX",
     "GRANTS_PER_WORKER_MAX",
@@ -25,6 +28,7 @@ __all__ = [
     "HEAD_SIZE_MAX",
     "HELLO_BYTES_MAX",
     "HELLO_MS_MAX",
+    "HOST_TO_FILES_MS_MAX",
     "HTTP_BODY_BYTES_MAX",
     "INCARNATIONS_LOST_MAX",
     "INDEX_ENTRIES_MAX",
@@ -87,6 +91,8 @@ CONTROL_FRAME_BYTES_MAX = 64 * KIB
 # An id takes at most 5 bytes: the largest prompt, and its block ids at one token a block, must fit.
 MANIFEST_BYTES_MAX = 5 * TOKENS_PER_REQUEST_MAX + 1 * MIB
 OFFER_BYTES_MAX = MANIFEST_BYTES_MAX + 1 * MIB  # a manifest, or a prompt's token ids, and what goes with them
+FORMS_REMEMBERED_MAX = 256  # identities and representations that were looked at before, ours and peers'
+FORM_BYTES_REMEMBERED_MAX = 16 * KIB  # of one, as it was sent; a larger one is parsed each time
 CALLS_IN_FLIGHT_MAX = 4096  # per channel and direction
 CALL_BYTES_IN_FLIGHT_MAX = 256 * MIB  # of frames whose calls are under way, per channel
 CHANNELS_PER_PEER_MAX = 4  # one is used; those before it may not have closed yet
@@ -118,6 +124,7 @@ TENANTS_PER_POOL_MAX = 1024  # with quotas of their own
 TENANTS_REMEMBERED_MAX = 4096  # served while others wait
 INCARNATIONS_LOST_MAX = 16 * WORKERS_MAX
 FILE_WRITES_QUEUED_BYTES_MAX = 64 * MIB  # blocks on their way from memory to files
+HOST_TO_FILES_MS_MAX = 5_000  # at a worker's end, which its launcher waits twice as long for
 INDEX_ENTRIES_MAX = 1 << 20
 INDEX_PAYLOAD_BYTES_MAX = 1 * GIB  # one payload is read whole, to be checked before any of it is used
 JOURNAL_FILE_BYTES_MAX = 64 * MIB
@@ -136,6 +143,7 @@ SHM_HEADER_BYTES = CONTROL_FRAME_BYTES_MAX  # before the first region of a share
 READS_PER_EXPORTER_MAX = 64
 CONNECTIONS_PER_PEER_MAX = 4
 CONNECTIONS_PER_EXPORTER_MAX = CONNECTIONS_PER_PEER_MAX * WORKERS_MAX
+CONNECTION_SILENCE_SECONDS_MAX = 60  # of one at rest, before its peer's host is taken to be gone
 FRAME_MS_MAX = 5_000  # from a frame's first byte to its last, and from a connection to its hello
 READ_MS_MAX = 600_000
 WRITE_MS_MAX = READ_MS_MAX

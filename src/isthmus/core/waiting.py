@@ -7,7 +7,7 @@ however often the waiter itself is cancelled meanwhile.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from isthmus.core.clock import Clock
 from isthmus.core.errors import Bug, DeadlineExceeded
 from isthmus.core.units import Duration
 
-__all__ = ["in_thread", "settle", "through", "within"]
+__all__ = ["begin", "in_thread", "settle", "through", "within"]
 
 Result = TypeVar("Result")
 
@@ -50,16 +50,32 @@ async def through(work: Coroutine[Any, Any, Result]) -> Result:
     return task.result()
 
 
+def begin(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result] | None":
+    """Run `work` at once, as far as it goes without waiting; what is left of it is a task. None: nothing is left.
+
+    Raises what it raises by then. Until it first waits it is no task's, or the caller's.
+    """
+    try:
+        waits_for = work.send(None)
+    except StopIteration:
+        return None
+    return asyncio.create_task(_Begun(work, waits_for))
+
+
 async def within(clock: Clock, deadline: Duration, work: Coroutine[Any, Any, Result], what: str) -> Result:
     """The result of `work`, which is cancelled and waited for when `deadline` has passed or the caller is cancelled.
+
+    It runs in a task of its own, so that a caller that is cancelled twice does not cut its cleaning up short.
 
     Raises:
         DeadlineExceeded: it was not done in time.
     """
     task = asyncio.create_task(work)
-    timer = asyncio.create_task(clock.sleep(deadline))
+    timer = clock.call_later(deadline, task.cancel)
+    done = asyncio.get_running_loop().create_future()
+    task.add_done_callback(lambda _: None if done.done() else done.set_result(None))
     try:
-        await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+        await done
     finally:
         timer.cancel()
         task.cancel()  # does nothing to a task that is done
@@ -67,6 +83,29 @@ async def within(clock: Clock, deadline: Duration, work: Coroutine[Any, Any, Res
     if task.cancelled():
         raise DeadlineExceeded(f"{what}: not done within {deadline}", field="deadline")
     return task.result()
+
+
+class _Begun(Coroutine[Any, Any, Result]):
+    """A coroutine that waits for something already, to go on as a task. A cancellation reaches it at any time: also
+    before the task's first step, where that of an ordinary coroutine would never begin.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, Result], waits_for: object) -> None:
+        self._work = work
+        self._waits_for = [waits_for]
+
+    def send(self, value: Any) -> Any:
+        return self._waits_for.pop() if self._waits_for else self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._waits_for.clear()
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        raise Bug("what has begun goes on as a task", field="work")
 
 
 async def in_thread(executor: Executor, work: Callable[[threading.Event], Result]) -> Result:

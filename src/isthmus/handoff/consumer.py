@@ -1,18 +1,20 @@
 """The consumer's side, and the coordinator: reserve, plan, read, verify, and install once the owner has confirmed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import ContextTooLong, DeadlineExceeded, IsthmusError, Lost, ManifestInvalid, Rejected
 from isthmus.core.ids import Epoch, HandoffId, Incarnation, WorkerId
 from isthmus.core.units import Duration, blocks_for
-from isthmus.core.waiting import through, within
+from isthmus.core.waiting import through
 from isthmus.handoff.exposure import Exposed, Exposures, order_prefill
-from isthmus.handoff.images import image_blocks, image_bytes, parts_of
+from isthmus.handoff.images import image_blocks, image_bytes
 from isthmus.handoff.orders import AbortOrder, ConfirmOrder, ConfirmReply, PrefillOrder, WrittenOrder
 from isthmus.handoff.pull import Pulls
 from isthmus.handoff.reuse import Reuse, reusable
@@ -88,6 +90,7 @@ class ConsumerSide:
         self._exposures = Exposures(owner, clock)
         self._pulls = Pulls(owner, clock, worker=worker, incarnation=incarnation, deadline=deadlines.transfer)
         self._verdicts: dict[tuple[Identity, KVRepresentation], Verdict] = {}
+        self._judged: dict[tuple[int, int], tuple[Identity, KVRepresentation, Verdict]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def reserve(self, placed: Placed) -> Reserved:
@@ -100,14 +103,16 @@ class ConsumerSide:
         request = placed.request
         if request.tokens_max > self._engine.context_length:
             raise ContextTooLong(
-                f"token_ids: {len(request.token_ids)} tokens and up to {request.tokens_max - len(request.token_ids)} "
+                f"token_ids: {request.num_tokens} tokens and up to {request.tokens_max - request.num_tokens} "
                 f"more, this model's context is {self._engine.context_length}",
                 field="token_ids",
             )
         peer = self._peer_of(placed.producer, placed.producer_incarnation)
         plans_or_refuse(self.judge(peer.identity, peer.representation))
-        suffixes = reusable(peer.representation)  # whether what it fills can be offered from a token in its midst on
-        names = self._reuse.names(request, peer.identity, peer.representation) if suffixes else ()
+        # The last: whether what it fills can be offered from a token in its midst on.
+        if not self._reuse.on or not reusable(peer.representation):
+            return await self._reserve_behind((), placed, peer, ())
+        names = self._reuse.names(request, peer.identity, peer.representation)
         await self._reuse.bring_back(request, names)
         try:
             return await self._reserve_behind(self._reuse.here(request, names), placed, peer, names)
@@ -118,25 +123,27 @@ class ConsumerSide:
         self, prefix: tuple[bytes, ...], placed: Placed, peer: Peer, names: tuple[bytes, ...]
     ) -> Reserved:
         """Room for what is not here yet. Raises PrefixGone where some of `prefix` made room for others meanwhile."""
-        request, block_size = placed.request, self._engine.representation.groups[0].block_size
+        request, block_size = placed.request, self._reuse.block_size
         have_tokens = len(prefix) * block_size
         destination = await self._owner.reserve(
             HandoffId(self._clock.token()),
             producer=placed.producer,
             producer_incarnation=placed.producer_incarnation,
-            tenant=request.tenant_id(),
+            tenant=request.tenant,
             blocks=blocks_for(request.tokens_max, block_size) - len(prefix),
-            staging_bytes=image_bytes(peer.representation, have_tokens, len(request.token_ids)),
+            staging_bytes=image_bytes(peer.representation, have_tokens, request.num_tokens),
             deadline=self._deadlines.reserve,
             prefix=prefix,
             mode=peer.mode,
-            num_parts=len(parts_of(peer.representation)) if peer.mode is TriggerMode.PULL else 1,
+            num_parts=len(peer.representation.parts) if peer.mode is TriggerMode.PULL else 1,
             transport=TransportKind(transport_name(peer.endpoint)) if peer.importer is not None else None,
         )
         return Reserved(
             placed=placed,
             handoff=destination.handoff,
             blocks=(*self._reuse.begun(destination.handoff).blocks, *destination.blocks),
+            mode=destination.mode,
+            num_parts=len(destination.parts),
             held_blocks=len(prefix),
             have_tokens=have_tokens,
             names=names,
@@ -148,7 +155,7 @@ class ConsumerSide:
         Raises:
             CapacityExceeded: no memory to expose. DeadlineExceeded: not filled in time.
         """
-        exposed, mode = self._expose(reserved), self._owner.state(reserved.handoff).mode
+        exposed, mode = self._expose(reserved), reserved.mode
         order = PrefillOrder(
             handoff=reserved.handoff,
             holder=self._worker,
@@ -158,7 +165,7 @@ class ConsumerSide:
             mode=mode,
             registration=exposed.registration if exposed is not None and mode is TriggerMode.SEND else None,
         )
-        reply = await within(self._clock, self._deadlines.prefill, order_prefill(producer, order, exposed), "prefill")
+        reply = await order_prefill(producer, order, exposed, self._deadlines.prefill)
         return Filled(reserved=reserved, reply=reply)
 
     def _expose(self, reserved: Reserved) -> Exposed | None:
@@ -167,18 +174,26 @@ class ConsumerSide:
         peer = self._peer_of(placed.producer, placed.producer_incarnation)
         if peer.importer is None:
             return None
-        num_blocks = image_blocks(peer.representation, reserved.have_tokens, len(placed.request.token_ids))[0]
+        num_blocks = image_blocks(peer.representation, reserved.have_tokens, placed.request.num_tokens)[0]
         lease = Duration(self._deadlines.prefill.ns + self._deadlines.transfer.ns)
         return self._exposures.expose(reserved.handoff, peer.importer, peer.representation, num_blocks, lease)
 
     def judge(self, identity: Identity, representation: KVRepresentation) -> Verdict:
         """May KV of this identity and form be read here, and how? Remembered: it depends on nothing else."""
+        # Looked up by the objects first, which are the same ones as long as a peer is what it was.
+        found = self._judged.get((id(identity), id(representation)))
+        if found is not None:
+            return found[2]
         key = (identity, representation)
-        if key not in self._verdicts:
+        verdict = self._verdicts.get(key)
+        if verdict is None:
             if len(self._verdicts) >= VERDICTS_KEPT:
                 self._verdicts.clear()
-            self._verdicts[key] = judge(key, (self._engine.identity, self._engine.representation))
-        return self._verdicts[key]
+            verdict = self._verdicts[key] = judge(key, (self._engine.identity, self._engine.representation))
+        if len(self._judged) >= VERDICTS_KEPT:
+            self._judged.clear()
+        self._judged[id(identity), id(representation)] = (identity, representation, verdict)
+        return verdict
 
     def plan(self, offered: Offered) -> Planned:
         """Gate and plans, for what is really on offer. Raises GateRefused, Unsupported."""
@@ -193,7 +208,7 @@ class ConsumerSide:
             Lost, Rejected: as the transport says. Nothing writes to the staging afterwards.
         """
         reserved, state = planned.offered.filled.reserved, planned.offered.state
-        peer = self._peer_of(state.ownership.worker(), state.ownership.life())
+        peer = self._peer_of(state.ownership.owner, state.ownership.incarnation)
         if state.representation != peer.representation:
             raise ManifestInvalid(
                 "representation: the offer's is not the one this producer registered with", field="representation"
@@ -207,7 +222,7 @@ class ConsumerSide:
     async def _be_written(self, planned: Planned, exposed: Exposed, producer: Producer) -> Arrived:
         state, handoff = planned.offered.state, exposed.handoff
         order = WrittenOrder(handoff=handoff, holder=self._worker, holder_incarnation=self._incarnation)
-        await within(self._clock, self._deadlines.transfer, producer.written(order), "write")
+        await producer.written(order, self._deadlines.transfer)
         await self._exposures.take(exposed, state.ownership)
         return Arrived(
             planned=planned,
@@ -225,23 +240,20 @@ class ConsumerSide:
                 arrived.planned.plans, offered.state, arrived.image, reserved.own_blocks
             )
         except IsthmusError:
-            self._converted(reserved.handoff, ok=False)
+            self._converted(reserved, ok=False)
             raise
-        self._converted(reserved.handoff, ok=True)
+        self._converted(reserved, ok=True)
         # The image is not passed on: whoever keeps the result through decode would keep staging that the ledger frees
         # at the commit (I10).
         return Verified(arrived=replace(arrived, image={}), checked=checked)
 
-    def _converted(self, handoff: HandoffId, *, ok: bool) -> None:
+    def _converted(self, reserved: Reserved, *, ok: bool) -> None:
         """A digest is of a layer group and a conversion of all its ranks, so parts are verified as one."""
-        parts = self._parts(handoff)
+        parts = range(reserved.num_parts)
         for part in parts:
-            self._owner.converted(handoff, part)
+            self._owner.converted(reserved.handoff, part)
         for part in parts if ok else parts[:1]:
-            self._owner.verified(handoff, ok=ok, part=part)
-
-    def _parts(self, handoff: HandoffId) -> range:
-        return range(len(self._owner.state(handoff).parts))
+            self._owner.verified(reserved.handoff, ok=ok, part=part)
 
     async def commit(self, verified: Verified, producer: Producer) -> Installed:
         """Ask the owner whether the epoch still stands, now that the last byte is here; install only on yes (I1, I9).
@@ -260,13 +272,13 @@ class ConsumerSide:
             holder=self._worker,
             holder_incarnation=self._incarnation,
         )
-        handoff = offered.filled.reserved.handoff
-        if self._owner.state(handoff).mode is TriggerMode.PULL:
+        reserved = offered.filled.reserved
+        if reserved.mode is TriggerMode.PULL:
             confirmed = await self._confirm(order, producer)
-            for part in self._parts(handoff):  # all were read under the one grant that was confirmed
-                self._owner.install(handoff, Epoch(confirmed.epoch), part)
+            for part in range(reserved.num_parts):  # all were read under the one grant that was confirmed
+                self._owner.install(reserved.handoff, Epoch(confirmed.epoch), part)
         else:
-            self._owner.install_written(handoff)
+            self._owner.install_written(reserved.handoff)
             self._in_background(self._confirm(order, producer))  # lost: the producer's lease runs out
         self._keep(offered.filled)
         return Installed(verified=verified)
@@ -285,10 +297,10 @@ class ConsumerSide:
     async def _confirm(self, order: ConfirmOrder, producer: Producer) -> ConfirmReply:
         for _ in range(CONFIRM_TRIES - 1):
             try:
-                return await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
+                return await producer.confirm(order, self._deadlines.confirm)
             except DeadlineExceeded:
                 continue
-        return await within(self._clock, self._deadlines.confirm, producer.confirm(order), "confirm")
+        return await producer.confirm(order, self._deadlines.confirm)
 
     def release(self, installed: Installed) -> Released:
         """Over: the source was freed by the confirmation, the staging by the install."""
@@ -311,24 +323,23 @@ class ConsumerSide:
         """A life of a producer is proven over. What is under way with it ends by itself, and says so."""
         await self._exposures.producer_lost(worker, life, evidence)
 
-    @asynccontextmanager
-    async def giving_up(self, reserved: Reserved, producer: Producer) -> AsyncIterator[None]:
-        """Where the body fails, give up both sides. Reads and conversions have ended by then: they promise it.
+    def giving_up(self, reserved: Reserved, producer: Producer) -> "_GivingUp":
+        """Where the body of `async with` fails, give up both sides, and raise what it raised."""
+        return _GivingUp(self, reserved, producer)
+
+    async def give_up(self, reserved: Reserved, producer: Producer, reason: BaseException) -> None:
+        """Give up both sides. Reads and conversions have ended by then: they promise it.
 
         A producer that may be writing is shut out, and where that proves nothing, what it may write to is kept away
         from everybody until something does (I2).
         """
+        self._owner.abort(reserved.handoff, f"{type(reason).__name__}: {reason}")
+        self._owner.drained(reserved.handoff)
         try:
-            yield
-        except BaseException as reason:
-            self._owner.abort(reserved.handoff, f"{type(reason).__name__}: {reason}")
-            self._owner.drained(reserved.handoff)
-            try:
-                await through(self._exposures.let_go(reserved.handoff))
-            finally:
-                self._in_background(self._tell(producer, reserved))
-                self._in_background(self._exposures.until_let_go(reserved.handoff))
-            raise
+            await through(self._exposures.let_go(reserved.handoff))
+        finally:
+            self._in_background(self._tell(producer, reserved))
+            self._in_background(self._exposures.until_let_go(reserved.handoff))
 
     async def _tell(self, producer: Producer, reserved: Reserved) -> None:
         """Tell the producer, again and again until it has heard or its life is over.
@@ -342,19 +353,16 @@ class ConsumerSide:
         while True:
             self._peer_of(placed.producer, placed.producer_incarnation)  # raises PeerLost once it is no member
             try:
-                return await within(self._clock, self._deadlines.confirm, producer.abort(order), "abort")
+                return await producer.abort(order, self._deadlines.confirm)
             except Lost:
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, TELL_PAUSE_MAX)
 
-    @asynccontextmanager
-    async def renewing(self, planned: Planned, producer: Producer) -> AsyncIterator[None]:
+    def renewing(self, planned: Planned, producer: Producer) -> AbstractAsyncContextManager[None]:
         """Keep the lease while the body runs. A producer that writes has none to keep."""
-        if self._owner.state(planned.offered.filled.reserved.handoff).mode is not TriggerMode.PULL:
-            yield
-            return
-        async with self._pulls.renewing(planned.offered.state.ownership, producer):
-            yield
+        if planned.offered.filled.reserved.mode is not TriggerMode.PULL:
+            return nullcontext()
+        return self._pulls.renewing(planned.offered.state.ownership, producer)
 
     def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Do what nobody waits for; that a peer refuses or is lost is no news there."""
@@ -366,3 +374,17 @@ class ConsumerSide:
         task = asyncio.create_task(work_quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+class _GivingUp:
+    def __init__(self, side: ConsumerSide, reserved: Reserved, producer: Producer) -> None:
+        self._side = side
+        self._reserved = reserved
+        self._producer = producer
+
+    async def __aenter__(self) -> None:
+        return
+
+    async def __aexit__(self, _: object, reason: BaseException | None, __: object) -> None:
+        if reason is not None:
+            await self._side.give_up(self._reserved, self._producer, reason)

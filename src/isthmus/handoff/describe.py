@@ -7,6 +7,15 @@ from isthmus.state.tokens import tokens_digest
 
 __all__ = ["describe"]
 
+_ASKED_FOR = (
+    "ownership.handoff",
+    "ownership.owner",
+    "ownership.incarnation",
+    "ownership.tenant",
+    "token_range",
+    "tokens_digest",
+)
+
 
 def describe(filled: Filled) -> Offered:
     """The state that is on offer.
@@ -16,19 +25,24 @@ def describe(filled: Filled) -> Offered:
     """
     placed = filled.reserved.placed
     state = decode_manifest(filled.reply.manifest)
-    token_ids = placed.request.token_ids
-    for field, got, wanted in (
-        ("ownership.handoff", state.ownership.handoff_id(), filled.reserved.handoff),
-        ("ownership.owner", state.ownership.worker(), placed.producer),
-        ("ownership.incarnation", state.ownership.life(), placed.producer_incarnation),
-        ("ownership.tenant", state.ownership.tenant_id(), placed.request.tenant_id()),  # I7
-        (
-            "token_range",
-            (state.token_range.start, state.token_range.stop),
-            (filled.reserved.have_tokens, len(token_ids)),
-        ),
-        ("tokens_digest", state.tokens_digest, tokens_digest(token_ids)),
-    ):
-        if got != wanted:
-            raise ManifestInvalid(f"{field}: got {got!r}, wanted {wanted!r} as asked for", field=field)
+    request, ownership = placed.request, state.ownership
+    got = (
+        ownership.handoff,
+        ownership.owner,
+        ownership.incarnation,
+        ownership.tenant,  # I7
+        (state.token_range.start, state.token_range.stop),
+        state.tokens_digest,
+    )
+    wanted = (
+        filled.reserved.handoff,
+        placed.producer,
+        placed.producer_incarnation,
+        request.tenant,
+        (filled.reserved.have_tokens, request.num_tokens),
+        tokens_digest(request.tokens),
+    )
+    for field, one, other in zip(_ASKED_FOR, got, wanted, strict=True) if got != wanted else ():
+        if one != other:
+            raise ManifestInvalid(f"{field}: got {one!r}, wanted {other!r} as asked for", field=field)
     return Offered(filled=filled, state=state)

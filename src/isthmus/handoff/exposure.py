@@ -17,7 +17,6 @@ from isthmus.core.errors import TransferFailed
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import BlockCount, Duration
 from isthmus.core.waiting import settle
-from isthmus.handoff.images import regions_of
 from isthmus.handoff.orders import PrefillOrder, PrefillReply, RegisterOrder, Registration
 from isthmus.handoff.seams import Producer
 from isthmus.ownership.consumer import DestinationOwner
@@ -95,7 +94,7 @@ class Exposures:
             grant=grant,
             epoch=epoch,
             writer=state.producer,
-            regions=regions_of(representation),
+            regions=representation.regions,
             num_blocks=num_blocks,
         )
         exposed = Exposed(
@@ -124,9 +123,9 @@ class Exposures:
         self._owner.written(
             exposed.target.grant,
             exposed.target.epoch,
-            writer=offered.worker(),
-            writer_incarnation=offered.life(),
-            tenant=offered.tenant_id(),
+            writer=offered.owner,
+            writer_incarnation=offered.incarnation,
+            tenant=offered.tenant,
             evidence=PROOF[exposed.transport],
         )
         del self._exposed[exposed.handoff]
@@ -174,21 +173,23 @@ class Exposures:
             self._owner.drained(exposed.handoff, PROOF[exposed.transport])
 
 
-async def order_prefill(producer: Producer, order: PrefillOrder, exposed: Exposed | None) -> PrefillReply:
+async def order_prefill(
+    producer: Producer, order: PrefillOrder, exposed: Exposed | None, deadline: Duration
+) -> PrefillReply:
     """Have the producer prefill; under push, register what is exposed beside that, in whichever order they arrive.
 
     Raises whatever either of the two raises, and leaves none of them under way.
     """
     if exposed is None or order.registration is not None:
-        return await producer.prefill(order)
+        return await producer.prefill(order, deadline)
     register = RegisterOrder(
         handoff=order.handoff,
         holder=order.holder,
         holder_incarnation=order.holder_incarnation,
         registration=exposed.registration,
     )
-    prefilling = asyncio.create_task(producer.prefill(order))
-    registering = asyncio.create_task(producer.register(register))
+    prefilling = asyncio.create_task(producer.prefill(order, deadline))
+    registering = asyncio.create_task(producer.register(register, deadline))
     both = (prefilling, registering)
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)

@@ -6,7 +6,6 @@ from isthmus.core.errors import BadInput, Bug, ContextTooLong, Unsupported
 from isthmus.core.ids import Digest, Epoch, GrantId, HandoffId, Incarnation, WorkerId
 from isthmus.core.units import Duration, blocks_for
 from isthmus.core.waiting import through
-from isthmus.handoff.images import regions_of
 from isthmus.handoff.orders import (
     AbortOrder,
     ConfirmOrder,
@@ -68,7 +67,7 @@ class ProducerSide:
             BadInput: the holder says that it has all of it, or a part where only all of it can be offered.
             Lost: the engine failed; nothing is held afterwards.
         """
-        tokens = len(order.request.token_ids)
+        tokens = order.request.num_tokens
         if tokens > self._engine.context_length:
             raise ContextTooLong(
                 f"token_ids: {tokens} tokens, this model's context is {self._engine.context_length}", field="token_ids"
@@ -79,8 +78,10 @@ class ProducerSide:
         have_most = tokens - 1 if self._resuming is not None else 0
         if order.have_tokens > have_most:
             raise BadInput(f"have_tokens: got {order.have_tokens}, wanted at most {have_most}", field="have_tokens")
-        names = self._reuse.names(order.request, self._engine.identity, self._engine.representation)
-        await self._reuse.bring_back(order.request, names)
+        names: tuple[bytes, ...] = ()
+        if self._reuse.on:
+            names = self._reuse.names(order.request, self._engine.identity, self._engine.representation)
+            await self._reuse.bring_back(order.request, names)
         try:
             source = await self._reserve(handoff, order, self._reuse.here(order.request, names))
         except PrefixGone:
@@ -112,12 +113,12 @@ class ProducerSide:
 
     async def _reserve(self, handoff: HandoffId, order: PrefillOrder, prefix: tuple[bytes, ...]) -> SourceHandoff:
         """Blocks for what `prefix` does not hold. Raises PrefixGone where some of it made room for others meanwhile."""
-        tokens, block_size = len(order.request.token_ids), self._engine.representation.groups[0].block_size
+        tokens, block_size = order.request.num_tokens, self._engine.representation.groups[0].block_size
         return await self._owner.reserve(
             handoff,
             holder=WorkerId(order.holder),
             holder_incarnation=Incarnation(order.holder_incarnation),
-            tenant=order.request.tenant_id(),
+            tenant=order.request.tenant,
             blocks=blocks_for(tokens, block_size) - len(prefix),
             deadline=self._wait,
             prefix=prefix,
@@ -202,7 +203,7 @@ class ProducerSide:
         if registration is None:
             registration = await pusher.registration(_holder(order), self._wait)
         blocks = (*prefix.blocks, *source.blocks)[order.have_tokens // self._reuse.block_size :]
-        return pusher.begin(source, registration, regions_of(self._engine.representation), blocks, fill)
+        return pusher.begin(source, registration, self._engine.representation.regions, blocks, fill)
 
     def _pushing(self, mode: TriggerMode) -> Pusher:
         if self._pusher is None:
@@ -236,8 +237,8 @@ class ProducerSide:
         return encode_manifest(
             RuntimeKVState(
                 identity=self._engine.identity,
-                token_range=TokenRange(start=start, stop=len(order.request.token_ids)),
-                tokens_digest=tokens_digest(order.request.token_ids),
+                token_range=TokenRange(start=start, stop=order.request.num_tokens),
+                tokens_digest=tokens_digest(order.request.tokens),
                 representation=self._engine.representation,
                 groups=tuple(
                     GroupState(block_ids=blocks[start // self._reuse.block_size :], logical_digest=digest)

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from isthmus.core.errors import FrameInvalid
+from isthmus.core.units import Duration
 from isthmus.handoff.orders import (
     AbortOrder,
     Ack,
@@ -23,31 +24,33 @@ Answer = TypeVar("Answer", PrefillReply, ConfirmReply, Ack)
 
 
 class RemoteProducer:
-    """`call` sends an order and returns what the producer answers, or raises what it says; how is its own matter."""
+    """`call` sends an order and returns what the producer answers within the deadline, or raises what it says, or
+    DeadlineExceeded; how is its own matter.
+    """
 
-    def __init__(self, call: Callable[[Order], Awaitable[object]]) -> None:
+    def __init__(self, call: Callable[[Order, Duration], Awaitable[object]]) -> None:
         self._call = call
 
-    async def prefill(self, order: PrefillOrder) -> PrefillReply:
-        return await self._ask(order, PrefillReply)
+    async def prefill(self, order: PrefillOrder, deadline: Duration) -> PrefillReply:
+        return await self._ask(order, PrefillReply, deadline)
 
-    async def register(self, order: RegisterOrder) -> None:
-        await self._ask(order, Ack)
+    async def register(self, order: RegisterOrder, deadline: Duration) -> None:
+        await self._ask(order, Ack, deadline)
 
-    async def written(self, order: WrittenOrder) -> None:
-        await self._ask(order, Ack)
+    async def written(self, order: WrittenOrder, deadline: Duration) -> None:
+        await self._ask(order, Ack, deadline)
 
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
-        return await self._ask(order, ConfirmReply)
+    async def confirm(self, order: ConfirmOrder, deadline: Duration) -> ConfirmReply:
+        return await self._ask(order, ConfirmReply, deadline)
 
-    async def renew(self, order: RenewOrder) -> None:
-        await self._ask(order, Ack)
+    async def renew(self, order: RenewOrder, deadline: Duration) -> None:
+        await self._ask(order, Ack, deadline)
 
-    async def abort(self, order: AbortOrder) -> None:
-        await self._ask(order, Ack)
+    async def abort(self, order: AbortOrder, deadline: Duration) -> None:
+        await self._ask(order, Ack, deadline)
 
-    async def _ask(self, order: Order, kind: type[Answer]) -> Answer:
-        answer = await self._call(order)
+    async def _ask(self, order: Order, kind: type[Answer], deadline: Duration) -> Answer:
+        answer = await self._call(order, deadline)
         if not isinstance(answer, kind):
             raise FrameInvalid(f"answer: got {type(answer).__name__}, wanted {kind.__name__}", field="answer")
         return answer

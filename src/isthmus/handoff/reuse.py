@@ -15,8 +15,8 @@ import msgspec
 
 from isthmus.core.errors import Unsupported
 from isthmus.core.ids import BlockId, Digest, HandoffId
-from isthmus.handoff.file_tier import FileTier
 from isthmus.handoff.request import Request
+from isthmus.handoff.tiers import Tiers
 from isthmus.ownership.prefix_cache import Pinned, PrefixCache
 from isthmus.ownership.prefix_hash import HASH_BYTES, block_hashes, prefix_root, tenant_salt
 from isthmus.state.identity import Identity
@@ -61,7 +61,7 @@ class Reuse:
         cache: PrefixCache | None = None,
         *,
         secret: bytes = b"",
-        files: FileTier | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         if cache is not None and not reusable(own):
             raise Unsupported(
@@ -69,28 +69,33 @@ class Reuse:
                 field="prefix_caching",
             )
         self._cache = cache
-        self._files = files
+        self._tiers = tiers
         self._secret = secret
         self.block_size = own.groups[0].block_size
         self._forms: dict[KVRepresentation, bytes] = {}
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is ever kept."""
+        return self._cache is not None
 
     def names(self, request: Request, identity: Identity, filled_as: KVRepresentation) -> tuple[bytes, ...]:
         """The names of all whole blocks of a request's tokens, of KV that is filled in the form `filled_as`."""
         if self._cache is None:
             return ()
-        salt = tenant_salt(self._secret, request.tenant_id())
+        salt = tenant_salt(self._secret, request.tenant)
         root = prefix_root(identity, salt=salt) + self._form(filled_as)
         parent = hashlib.blake2b(root, digest_size=HASH_BYTES, key=salt).digest()
-        return block_hashes(request.token_ids, self.block_size, salt=salt, parent=parent)
+        return block_hashes(request.tokens, self.block_size, salt=salt, parent=parent)
 
     async def bring_back(self, request: Request, names: tuple[bytes, ...]) -> None:
-        """Have what lies in files where it can be used. Whatever fails only means that more is to be computed."""
-        if self._cache is None or self._files is None:
+        """Have what lies further out where it can be used. Whatever fails only means that more is to be computed."""
+        if self._cache is None or self._tiers is None:
             return
         usable = self._usable(request, names)
         matched = self._cache.match(usable)
         if matched < len(usable):
-            await self._files.promote(usable, matched, label=self._label(request), tenant=request.tenant_id())
+            await self._tiers.promote(usable, matched, label=self._label(request), tenant=request.tenant)
 
     def here(self, request: Request, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Those from the first on that are here now, and may be used for this request."""
@@ -138,11 +143,11 @@ class Reuse:
         )
 
     def _usable(self, request: Request, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        return names[: (len(request.token_ids) - 1) // self.block_size]
+        return names[: (request.num_tokens - 1) // self.block_size]
 
     def _label(self, request: Request) -> bytes:
         """Which tenant's a block is: no secret, and it says nothing to who does not know the salt."""
-        salt = tenant_salt(self._secret, request.tenant_id())
+        salt = tenant_salt(self._secret, request.tenant)
         return hashlib.blake2b(salt, digest_size=HASH_BYTES).digest()
 
     def _form(self, representation: KVRepresentation) -> bytes:

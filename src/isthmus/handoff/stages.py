@@ -7,13 +7,15 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from isthmus.core.ids import BlockId, HandoffId, Incarnation, RegionId, WorkerId
 from isthmus.core.units import ByteCount
 from isthmus.handoff.orders import PrefillReply
 from isthmus.handoff.request import Request
 from isthmus.kernels.report import Verified as Checked
+from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.portability.verdict import Verdict
 from isthmus.state.plan import TransformPlan
 from isthmus.state.runtime_kv_state import RuntimeKVState
@@ -21,8 +23,7 @@ from isthmus.state.runtime_kv_state import RuntimeKVState
 __all__ = ["Arrived", "Filled", "Installed", "Offered", "Placed", "Planned", "Released", "Reserved", "Verified"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
     """The two workers are chosen. The producer is named by its life: another one of that name is another peer."""
 
     request: Request
@@ -30,17 +31,18 @@ class Placed:
     producer_incarnation: Incarnation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
+class Reserved(msgspec.Struct, frozen=True, kw_only=True):
     """The consumer holds blocks for the prompt and its whole growth, and staging, before prefill is asked.
 
     The first `held_blocks` of them hold the KV of the first `have_tokens` already, and are shared: nobody writes there.
-    `names` are of the prompt's whole blocks, to be kept by.
+    `num_parts` will cross, moved as `mode` says. `names` are of the prompt's whole blocks, to be kept by.
     """
 
     placed: Placed
     handoff: HandoffId
     blocks: tuple[BlockId, ...]
+    mode: TriggerMode = TriggerMode.PULL
+    num_parts: int = 1
     held_blocks: int = 0
     have_tokens: int = 0
     names: tuple[bytes, ...] = ()
@@ -51,24 +53,21 @@ class Reserved:
         return self.blocks[self.held_blocks :]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filled:
+class Filled(msgspec.Struct, frozen=True, kw_only=True):
     """The producer has filled its blocks and sampled a token."""
 
     reserved: Reserved
     reply: PrefillReply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True, kw_only=True):
     """The producer's manifest, parsed, and found to be about this hand-off."""
 
     filled: Filled
     state: RuntimeKVState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """The gate has passed and every layer group has a plan."""
 
     offered: Offered
@@ -76,8 +75,7 @@ class Planned:
     plans: tuple[TransformPlan, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True, kw_only=True):
     """The last byte is in staging: per region a pool image of just the blocks that crossed.
 
     `image` is empty in what later stages carry: once converted, the staging is nobody's any more.
@@ -89,23 +87,20 @@ class Arrived:
     transport: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """Converted into the consumer's blocks; digests hold. Not yet visible to decode."""
 
     arrived: Arrived
     checked: tuple[Checked, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """Committed: the owner has confirmed the epoch after the last byte. Decode may start."""
 
     verified: Verified
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
+class Released(msgspec.Struct, frozen=True, kw_only=True):
     """The hand-off is over: source blocks and staging are free. `installed` is None where no KV had to cross."""
 
     filled: Filled

@@ -1,9 +1,6 @@
 """How long each stage of a hand-off took."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from isthmus.core.clock import Clock
+from isthmus.core.clock import Clock, Instant
 
 __all__ = ["Watch"]
 
@@ -13,12 +10,17 @@ class Watch:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._under_way: list[tuple[str, Instant]] = []
         self.ms: dict[str, float] = {}
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = self._clock.now()
-        try:
-            yield
-        finally:
-            self.ms[name] = (self._clock.now() - start) / 1e6
+    def stage(self, name: str) -> "Watch":
+        """The time that the body of `with` takes, however it ends."""
+        self._under_way.append((name, self._clock.now()))
+        return self
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        name, start = self._under_way.pop()
+        self.ms[name] = (self._clock.now() - start) / 1e6

@@ -84,7 +84,13 @@ class Admission:
 
     def at_once(self, want: Want) -> Assignment | None:
         """What it wants, if nobody waits: there is nothing to be fair about then, and nothing to remember."""
-        if len(self.queue(want.side)) or self.quarantined_too_much or self._obstacle_after_reclaim(want) is not None:
+        if self.queue(want.side).size or self.quarantined_too_much or self.obstacle(want) is not None:
+            return None
+        return self._take(want)
+
+    def after_reclaim(self, want: Want) -> Assignment | None:
+        """As `at_once`, where retained cache has to give way first."""
+        if self.queue(want.side).size or self.quarantined_too_much or self._obstacle_after_reclaim(want) is not None:
             return None
         return self._take(want)
 
@@ -111,17 +117,20 @@ class Admission:
 
     def blocks_max(self, side: Side, tenant: TenantId) -> int:
         """The largest want that can ever be admitted."""
+        if not self._part.size:
+            return self._quotas.blocks_max(tenant)
         if self._apart(side):
             return self._part.size
         return min(self._quotas.blocks_max(tenant), self._quotas.unguaranteed_to(tenant) - self._part.size)
 
     def obstacle(self, want: Want) -> Obstacle | None:
         """What this want lacks now, by itself and not for those before it."""
-        if self._over_quota(want):
+        most = self._quotas.of(want.tenant).blocks_max
+        if most is not None and not self._apart(want.side) and self._held_by(want.tenant) + want.blocks > most:
             return Obstacle.QUOTA
         if self._missing(want) > 0:
             return Obstacle.BLOCKS
-        if want.staging_bytes > self._ledger.available().staging_bytes:
+        if want.staging_bytes > self._ledger.free_staging_bytes:
             return Obstacle.STAGING
         return None
 
@@ -158,7 +167,7 @@ class Admission:
         )
         if assignment is None:
             raise Bug(f"hand-off {want.handoff}: the ledger has no room where admission found some", field="blocks")
-        if self._apart(want.side):
+        if self._part.size and self._apart(want.side):
             self._part.take(want.tenant, assignment)
         return assignment
 
@@ -169,17 +178,15 @@ class Admission:
     def _held_by(self, tenant: TenantId) -> int:
         return self._ledger.held_by(tenant) - self._part.held_by(tenant)
 
-    def _over_quota(self, want: Want) -> bool:
-        most = self._quotas.of(want.tenant).blocks_max
-        return most is not None and not self._apart(want.side) and self._held_by(want.tenant) + want.blocks > most
-
     def _guaranteed(self, want: Want) -> bool:
         least = self._quotas.of(want.tenant).blocks_min
         return least > 0 and not self._apart(want.side) and self._held_by(want.tenant) + want.blocks <= least
 
     def _missing(self, want: Want) -> int:
         """How many blocks more would have to be free."""
-        free = self._ledger.available().blocks
+        free = self._ledger.free_blocks
+        if not self._part.size:
+            return want.blocks + self._quotas.kept_from(want.tenant, self._held_by) - free
         if self._apart(want.side):
             return want.blocks - min(free, self._part.unheld())
         return want.blocks + self._quotas.kept_from(want.tenant, self._held_by) + self._part.unheld() - free

@@ -21,7 +21,7 @@ import msgspec
 from isthmus.core.clock import Clock
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
 
-__all__ = ["Claims", "check", "digest_of_blocks", "draw_secret", "mint"]
+__all__ = ["Claims", "Key", "check", "digest_of_blocks", "draw_key", "mint"]
 
 ID_CHARS = TAG_CHARS = 32
 
@@ -41,9 +41,13 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     blocks: bytes
 
 
-def draw_secret(clock: Clock) -> bytes:
+Key = hmac.HMAC
+"""A secret, ready to tag: each tag begins with a copy."""
+
+
+def draw_key(clock: Clock) -> Key:
     """256 bits for one life of one worker. Never stored, never sent."""
-    return bytes.fromhex(clock.token() + clock.token())
+    return hmac.new(bytes.fromhex(clock.token() + clock.token()), digestmod="sha256")
 
 
 def digest_of_blocks(blocks: Sequence[int]) -> bytes:
@@ -54,18 +58,19 @@ def digest_of_blocks(blocks: Sequence[int]) -> bytes:
     return hashlib.blake2b(ids, digest_size=16).digest()
 
 
-def mint(secret: bytes, id_: str, claims: Claims) -> GrantId:
+def mint(key: Key, id_: str, claims: Claims) -> GrantId:
     """The grant for `claims`. `id_` is 32 hex digits of `Clock.token`, new for each."""
-    return GrantId(id_ + _tag(secret, id_, claims))
+    return GrantId(id_ + _tag(key, id_, claims))
 
 
-def check(secret: bytes, grant: GrantId, claims: Claims) -> bool:
-    """Whether `grant` was minted under `secret` for exactly these claims."""
+def check(key: Key, grant: GrantId, claims: Claims) -> bool:
+    """Whether `grant` was minted under `key` for exactly these claims."""
     id_, tag = grant[:ID_CHARS], grant[ID_CHARS:]
     # Constant-time, so that a tag cannot be guessed byte by byte. As bytes: a peer's text need not be ASCII.
-    return hmac.compare_digest(tag.encode(), _tag(secret, id_, claims).encode())
+    return hmac.compare_digest(tag.encode(), _tag(key, id_, claims).encode())
 
 
-def _tag(secret: bytes, id_: str, claims: Claims) -> str:
-    message = _encoder.encode((id_, claims))  # lengths are in it: no two claims have one encoding
-    return hmac.digest(secret, message, "sha256").hex()[:TAG_CHARS]
+def _tag(key: Key, id_: str, claims: Claims) -> str:
+    tagging = key.copy()
+    tagging.update(_encoder.encode((id_, claims)))  # lengths are in it: no two claims have one encoding
+    return tagging.hexdigest()[:TAG_CHARS]

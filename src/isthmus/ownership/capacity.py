@@ -66,7 +66,7 @@ class Capacity:
         self._rate = ReleaseRate(clock)
         self._answers: dict[Want, asyncio.Future[Assignment]] = {}
         self._admitting = False
-        self._free_before = ledger.available().blocks
+        self._free_before = ledger.free_blocks
         ledger.when_room(self.look_again)
 
     @property
@@ -102,13 +102,24 @@ class Capacity:
             CapacityExceeded: no room; without `retry_after` where there never will be.
             QuotaExceeded: no room for this tenant.
         """
-        if blocks < 1 or staging_bytes < 0:
-            raise Bug(f"a reservation of {blocks} blocks and {staging_bytes} staging bytes", field="blocks")
         want = Want(handoff=handoff, tenant=tenant, side=side, blocks=blocks, staging_bytes=staging_bytes)
-        self._refuse_what_never_fits(want)
-        if (assignment := self._admission.at_once(want)) is not None:
-            self._free_before = self._ledger.available().blocks
-            return assignment
+        assignment = self.at_once(want)
+        return await self.wait_for(want, deadline) if assignment is None else assignment
+
+    def at_once(self, want: Want) -> Assignment | None:
+        """What is wanted, where there is room now and nobody waits. Raises as `acquire` where there never will be."""
+        if want.blocks < 1 or want.staging_bytes < 0:
+            raise Bug(f"a reservation of {want.blocks} blocks and {want.staging_bytes} staging bytes", field="blocks")
+        assignment = self._admission.at_once(want)
+        if assignment is None:
+            self._refuse_what_never_fits(want)  # before any cache gives way to it
+            assignment = self._admission.after_reclaim(want)
+        if assignment is not None:
+            self._free_before = self._ledger.free_blocks
+        return assignment
+
+    async def wait_for(self, want: Want, deadline: Duration) -> Assignment:
+        """What could not be had at once. Raises as `acquire`."""
         answer = self._answers[want] = asyncio.get_running_loop().create_future()
         self._admission.add(want)
         self.look_again()
@@ -126,19 +137,22 @@ class Capacity:
         """Something may have changed: admit whoever can be; and let nobody wait for a worker that takes nothing new."""
         if self._admitting:
             return  # a release by `reclaim`, within: whoever called it looks again by itself
-        freed = self._ledger.available().blocks - self._free_before
-        if freed > 0:
-            self._rate.observe(freed)
+        free = self._ledger.free_blocks
+        if free > self._free_before:
+            self._rate.observe(free - self._free_before)
+        self._free_before = free
+        if not self._answers:
+            return  # nobody waits
         self._admitting = True
         try:
             for want, assignment in self._admission.admit():
                 self._answers.pop(want).set_result(assignment)
         finally:
             self._admitting = False
-        if self._answers and (reason := self.unhealthy) is not None:
+        if (reason := self.unhealthy) is not None:
             for want in list(self._answers):
                 self._refuse(want, CapacityExceeded(reason, field="quarantine", retry_after=RETRY_AFTER_MAX))
-        self._free_before = self._ledger.available().blocks
+        self._free_before = self._ledger.free_blocks
 
     # inside
 

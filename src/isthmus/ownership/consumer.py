@@ -133,7 +133,7 @@ class DestinationOwner(Owner[DestinationHandoff, DestinationEvent]):
     def expose(self, handoff: HandoffId, lease: Duration) -> DestinationHandoff:
         """Open a grant to write for each part, in `parts` of the state returned, for `lease` at least."""
         record = self._known(handoff)
-        claims = self._claims(record.state)
+        claims = self._claims(record)
         grants = tuple(self._grants.mint(claims) for _ in record.state.parts)
         state = self._apply(record, Expose(now=self._clock.now(), grants=grants, lease=lease))
         for grant in grants:

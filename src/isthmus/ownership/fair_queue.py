@@ -16,6 +16,8 @@ Refuses to know what fits.
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from isthmus.core.errors import Bug
 from isthmus.core.ids import HandoffId, TenantId
 from isthmus.core.limits import TENANTS_REMEMBERED_MAX
@@ -24,8 +26,7 @@ from isthmus.ownership.side import Side
 __all__ = ["FairQueue", "Want"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Want:
+class Want(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One hand-off that wants blocks and staging bytes at once. Two wants are never equal."""
 
     handoff: HandoffId
@@ -53,10 +54,10 @@ class FairQueue:
         self._ended: OrderedDict[TenantId, float] = OrderedDict()
         self._virtual = 0.0
         self._began = 0
-        self._size = 0
+        self.size = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     @property
     def blocks(self) -> int:
@@ -76,7 +77,7 @@ class FairQueue:
             start = max(self._virtual, self._ended.pop(want.tenant, 0.0))
             lane = self._lanes[want.tenant] = _Lane(weight=weight, start=start, since=self._began)
         lane.wants.append(want)
-        self._size += 1
+        self.size += 1
 
     def heads(self) -> list[Want]:
         """The first of each lane, the next to be served first."""
@@ -110,7 +111,7 @@ class FairQueue:
             lane.wants.popleft()
         else:
             lane.wants.remove(want)
-        self._size -= 1
+        self.size -= 1
         if lane.wants:
             return
         del self._lanes[want.tenant]

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from isthmus.core.clock import Clock
 from isthmus.core.errors import Bug, GrantUnknown, NotAuthorised, StaleEpoch
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, WorkerId
-from isthmus.ownership.capability import Claims, check, draw_secret, mint
+from isthmus.ownership.capability import Claims, check, draw_key, mint
 
 __all__ = ["Grants"]
 
@@ -21,7 +21,7 @@ class Grants:
     def __init__(self, clock: Clock, claims_of: Callable[[HandoffId], Claims | None]) -> None:
         self._clock = clock
         self._claims_of = claims_of
-        self._secret = draw_secret(clock)
+        self._key = draw_key(clock)
         self._minted: dict[GrantId, Claims] = {}
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Grants:
 
     def mint(self, claims: Claims) -> GrantId:
         """A new grant for `claims`. It is not known before `open`: what mints may still be refused."""
-        return mint(self._secret, self._clock.token(), claims)
+        return mint(self._key, self._clock.token(), claims)
 
     def open(self, grant: GrantId, claims: Claims) -> None:
         """From now on peers may speak under it."""
@@ -56,11 +56,13 @@ class Grants:
             raise GrantUnknown("no such grant", field="grant")
         if not ours.blocks:
             ours = replace(ours, blocks=minted.blocks)  # a tombstone has no blocks left to be touched
-        if not check(self._secret, grant, ours):
+        if not check(self._key, grant, ours):
             raise Bug(f"hand-off {minted.handoff}: its grant was not minted for it as it is now", field="grant")  # I1
-        presented = replace(ours, epoch=epoch, holder=holder, holder_incarnation=life or ours.holder_incarnation)
-        if presented != ours and not check(self._secret, grant, presented):
-            if (holder, presented.holder_incarnation) == (ours.holder, ours.holder_incarnation):
-                raise StaleEpoch(f"epoch: {epoch}, the grant is of another", field="epoch")
-            raise NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")
+        said = (epoch, holder, life or ours.holder_incarnation)
+        if said != (ours.epoch, ours.holder, ours.holder_incarnation):
+            presented = replace(ours, epoch=epoch, holder=holder, holder_incarnation=said[2])
+            if not check(self._key, grant, presented):
+                if said[1:] == (ours.holder, ours.holder_incarnation):
+                    raise StaleEpoch(f"epoch: {epoch}, the grant is of another", field="epoch")
+                raise NotAuthorised("the hand-off is of another worker, incarnation or tenant", field="holder")
         return minted.handoff

@@ -113,9 +113,13 @@ class DurableIndex:
         """Payload bytes held."""
         return self._bytes
 
-    def has(self, key: FileKey) -> bool:
-        """Whether there is a file for a key; whether it can be believed shows when it is read."""
-        return file_name(key) in self._entries
+    def recompute_ms(self, key: FileKey) -> float | None:
+        """What making a payload again would take; None: it is not here. From any thread: it looks into memory only.
+
+        Whether a file can be believed shows when it is read.
+        """
+        entry = self._entries.get(file_name(key))
+        return None if entry is None else entry.recompute_ms
 
     def put(self, key: FileKey, payload: bytes, *, logical_digest: int, recompute_ms: float) -> bool:
         """Keep a payload; False where it is larger than everything that may be kept. One that is here already stays.

@@ -99,7 +99,8 @@ class Ledger:
         chosen = tuple(self._free[: -blocks - 1 : -1])
         del self._free[-blocks:]
         account = self._open(chosen, handoff, tenant, BlockState.RESERVED)
-        self._transfer_sum(BlockState.FREE, BlockState.RESERVED, blocks)
+        self._in_state[BlockState.FREE] -= blocks
+        self._in_state[BlockState.RESERVED] += blocks
         self._of_tenant[tenant] = self._of_tenant.get(tenant, 0) + blocks
         if staging_bytes:
             self._staging[account.epoch] = staging_bytes
@@ -133,7 +134,8 @@ class Ledger:
     def quarantine(self, blocks: tuple[BlockId, ...], epoch: Epoch) -> None:
         """Keep the blocks from everybody: somebody may still touch them."""
         account = self._whole(blocks, epoch)
-        self._transfer_sum(account.state, BlockState.QUARANTINED, len(blocks))
+        self._in_state[account.state] -= len(blocks)
+        self._in_state[BlockState.QUARANTINED] += len(blocks)
         account.state = BlockState.QUARANTINED
         self._quarantined_max = max(self._quarantined_max, self._in_state[BlockState.QUARANTINED])
         self._check()
@@ -200,10 +202,16 @@ class Ledger:
         account = self._account_of[block]
         return BlockState.FREE if account is None else account.state
 
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    @property
+    def free_staging_bytes(self) -> int:
+        return self.staging_bytes - self._staging_used
+
     def available(self) -> Available:
-        return Available(
-            blocks=BlockCount(len(self._free)), staging_bytes=ByteCount(self.staging_bytes - self._staging_used)
-        )
+        return Available(blocks=BlockCount(self.free_blocks), staging_bytes=ByteCount(self.free_staging_bytes))
 
     def held_by(self, tenant: TenantId) -> BlockCount:
         """Blocks assigned to a tenant's hand-offs, those in quarantine included, those retained for reuse not."""
@@ -267,7 +275,8 @@ class Ledger:
             counts = {block: account.counts_of(block)[Count.RETENTION] for block in account.blocks}
             gone = tuple(block for block, retention in counts.items() if not retention)
             kept = [self._keep(account, block, retention) for block, retention in counts.items() if retention]
-        self._transfer_sum(account.state, BlockState.FREE, len(gone))
+        self._in_state[account.state] -= len(gone)
+        self._in_state[BlockState.FREE] += len(gone)
         self._free.extend(reversed(gone))
         return tuple(kept)
 
@@ -292,6 +301,9 @@ class Ledger:
         return account
 
     def _whole(self, blocks: tuple[BlockId, ...], epoch: Epoch) -> _Account:
+        found = self._accounts.get(epoch)
+        if found is not None and blocks is found.blocks:
+            return found
         account = self._assigned(blocks, epoch)
         if blocks is not account.blocks and blocks != account.blocks:
             raise Bug(f"{len(blocks)} of {len(account.blocks)} blocks of epoch {epoch}: wanted all", field="blocks")
@@ -299,10 +311,11 @@ class Ledger:
 
     def _move(self, blocks: tuple[BlockId, ...], epoch: Epoch, before: BlockState, to: BlockState) -> _Account:
         account = self._whole(blocks, epoch)
-        if account.state != before:
+        if account.state is not before:
             raise Bug(f"account to {to.name.lower()}: {self._describe(blocks[0])}", field="block")
         account.state = to
-        self._transfer_sum(before, to, len(blocks))
+        self._in_state[before] -= len(blocks)
+        self._in_state[to] += len(blocks)
         self._check()
         return account
 
@@ -314,10 +327,6 @@ class Ledger:
             own[count] -= 1
             if not any(own):
                 del account.own[block]
-
-    def _transfer_sum(self, before: int, to: int, blocks: int) -> None:
-        self._in_state[before] -= blocks
-        self._in_state[to] += blocks
 
     def _check(self) -> None:
         # I3: every block is in exactly one state, and the free list is exactly the free ones.

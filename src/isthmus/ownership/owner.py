@@ -24,8 +24,9 @@ from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, W
 from isthmus.core.limits import INCARNATIONS_LOST_MAX
 from isthmus.core.units import Duration
 from isthmus.ownership.accounts import Assignment, Count
-from isthmus.ownership.capability import Claims, digest_of_blocks
+from isthmus.ownership.capability import Claims
 from isthmus.ownership.capacity import RETRY_AFTER, Capacity
+from isthmus.ownership.fair_queue import Want
 from isthmus.ownership.grants import Grants
 from isthmus.ownership.journal import Journal
 from isthmus.ownership.ledger import Ledger
@@ -119,7 +120,7 @@ class Owner(Generic[StateT, EventT]):
         """What happened to a live or recently ended hand-off; empty if it is not known any more."""
         for record in (*self._records.live(), *self._records.logged()):
             if record.state.handoff == handoff:
-                return list(record.timeline)
+                return record.timeline
         return []
 
     def _known(self, handoff: HandoffId) -> Record[StateT]:
@@ -189,21 +190,20 @@ class Owner(Generic[StateT, EventT]):
     ) -> Assignment:
         """Room for a hand-off with this peer, and its prefix pinned; whatever this raises, nothing is left behind."""
         self._refuse_unwelcome(handoff, peer, incarnation)
-        self._reserving.add(handoff)
+        want = Want(handoff=handoff, tenant=tenant, side=self._side, blocks=blocks, staging_bytes=staging_bytes)
+        assignment = self._capacity.at_once(want)
+        waited = assignment is None
+        if assignment is None:
+            self._reserving.add(handoff)
+            try:
+                assignment = await self._capacity.wait_for(want, deadline)
+            finally:
+                self._reserving.discard(handoff)
         try:
-            assignment = await self._capacity.acquire(
-                handoff,
-                tenant=tenant,
-                blocks=blocks,
-                staging_bytes=staging_bytes,
-                deadline=deadline,
-                side=self._side,
-            )
-        finally:
-            self._reserving.discard(handoff)
-        try:
-            self._refuse_unwelcome(handoff, peer, incarnation)  # the world went on while we waited
-            self._pin(handoff, prefix)
+            if waited:
+                self._refuse_unwelcome(handoff, peer, incarnation)  # the world went on meanwhile
+            if prefix:
+                self._pin(handoff, prefix)
         except IsthmusError:
             self._capacity.give_back(assignment, staging_bytes=staging_bytes)
             raise
@@ -225,10 +225,9 @@ class Owner(Generic[StateT, EventT]):
 
     def _pin(self, handoff: HandoffId, prefix: Sequence[bytes]) -> None:
         """Retained blocks that the hand-off counts on stay while it lives. Raises PrefixGone."""
-        if prefix:
-            if self._prefixes is None:
-                raise Bug(f"hand-off {handoff} counts on a prefix where none is retained", field="prefix")
-            self._prefixes.pin(handoff, prefix)
+        if self._prefixes is None:
+            raise Bug(f"hand-off {handoff} counts on a prefix where none is retained", field="prefix")
+        self._prefixes.pin(handoff, prefix)
 
     def _begin(self, handoff: HandoffId, event: EventT, stepped: tuple[StateT | None, tuple[Effect, ...]]) -> StateT:
         state, effects = stepped
@@ -237,7 +236,8 @@ class Owner(Generic[StateT, EventT]):
         now = self._clock.now()
         record = Record(state=state, began=now)
         record.note(now, "reserve")
-        self._write_down(now, handoff, event)
+        if self._journal is not None:
+            self._journal.record(side=self._side, at=now, handoff=handoff, event=event)
         self._records.begin(handoff, record)
         for effect in effects:
             execute(self._ledger, effect)
@@ -245,8 +245,9 @@ class Owner(Generic[StateT, EventT]):
 
     # grants
 
-    def _claims(self, state: StateT) -> Claims:
+    def _claims(self, record: Record[StateT]) -> Claims:
         """What a grant of ours on this hand-off is for."""
+        state = record.state
         peer, life = peer_of(state)
         return Claims(
             handoff=state.handoff,
@@ -256,12 +257,12 @@ class Owner(Generic[StateT, EventT]):
             owner_incarnation=self.incarnation,
             holder=peer,
             holder_incarnation=life,
-            blocks=digest_of_blocks(state.blocks) if state.blocks else b"",
+            blocks=record.digest_of(state.blocks),
         )
 
     def _claims_of(self, handoff: HandoffId) -> Claims | None:
         record = self._records.find(handoff)
-        return None if record is None else self._claims(record.state)
+        return None if record is None else self._claims(record)
 
     def _granted(self, grant: GrantId, epoch: Epoch, peer: WorkerId, life: Incarnation | None = None) -> Record[StateT]:
         """The hand-off that a peer speaks of under a grant. Raises as `Grants.handoff`."""
@@ -277,9 +278,10 @@ class Owner(Generic[StateT, EventT]):
             raise Bug(f"hand-off {before.handoff} vanished", field="handoff")
         record.state = state
         now = self._clock.now()
-        self._write_down(now, state.handoff, event)
+        if self._journal is not None:
+            self._journal.record(side=self._side, at=now, handoff=state.handoff, event=event)
         if state is not before or effects:
-            record.note(now, note or _name(type(event).__name__))
+            record.note(now, note or _name(type(event)))
         refusal: Refusal | None = None
         for effect in effects:
             if isinstance(effect, ReplyRefused):
@@ -291,16 +293,12 @@ class Owner(Generic[StateT, EventT]):
                 record.asked_to_stop = True
                 self._stops[type(effect)](state.handoff)
             else:
-                if isinstance(effect, FreeBlocks) and self._prefixes is not None:
+                if self._prefixes is not None and isinstance(effect, FreeBlocks):
                     self._prefixes.ending(state.handoff, effect.blocks, effect.epoch)
                 execute(self._ledger, effect)
         if refusal is not None:
             raise _error(refusal, record.state)
         return record.state  # read again: a stop may have been answered within the call
-
-    def _write_down(self, now: Instant, handoff: HandoffId, event: EventT) -> None:
-        if self._journal is not None:
-            self._journal.record(side=self._side, at=now, handoff=handoff, event=event)
 
     def _forget(self, state: StateT) -> None:
         """A tombstone has made room for a younger one."""
@@ -326,20 +324,20 @@ def execute(ledger: Ledger, effect: Effect) -> None:
             ledger.fill(effect.blocks, effect.epoch)
         case MarkResident():
             ledger.settle(effect.blocks, effect.epoch, in_use=effect.in_use)
-        case BeginUse():
-            ledger.hold(effect.blocks, effect.epoch, Count.ACTIVE)
         case EndUse():
             ledger.unhold(effect.blocks, effect.epoch, Count.ACTIVE)
+        case FreeBlocks():
+            ledger.free(effect.blocks, effect.epoch, effect.evidence)
+        case ReleaseStaging():
+            ledger.release_staging(effect.epoch)
         case OpenGrant():
             ledger.hold(effect.blocks, effect.epoch, Count.GRANTS)
         case CloseGrant():
             ledger.unhold(effect.blocks, effect.epoch, Count.GRANTS)
-        case FreeBlocks():
-            ledger.free(effect.blocks, effect.epoch, effect.evidence)
+        case BeginUse():
+            ledger.hold(effect.blocks, effect.epoch, Count.ACTIVE)
         case QuarantineBlocks():
             ledger.quarantine(effect.blocks, effect.epoch)
-        case ReleaseStaging():
-            ledger.release_staging(effect.epoch)
         case _:
             pass  # replies and stops are not the ledger's
 
@@ -358,6 +356,6 @@ def _error(refusal: Refusal, state: SourceHandoff | DestinationHandoff) -> Isthm
 
 
 @functools.cache
-def _name(event: str) -> str:
+def _name(event: type) -> str:
     """VerifyOk → verify_ok."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", event).lower()
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower()

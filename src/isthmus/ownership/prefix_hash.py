@@ -12,15 +12,13 @@ Refuses to know what is held, where, and for how long.
 
 import hashlib
 import hmac
-import sys
-from array import array
-from collections.abc import Sequence
 
 import msgspec
 
-from isthmus.core.errors import BadInput, Bug
+from isthmus.core.errors import Bug
 from isthmus.core.ids import TenantId
 from isthmus.state.identity import Identity
+from isthmus.state.tokens import TOKEN_BYTES
 
 __all__ = ["HASH_BYTES", "SECRET_BYTES_MIN", "block_hashes", "prefix_root", "tenant_salt"]
 
@@ -43,26 +41,19 @@ def prefix_root(identity: Identity, *, salt: bytes) -> bytes:
     return hashlib.blake2b(_encoder.encode(identity), digest_size=HASH_BYTES, key=salt, person=_ROOT).digest()
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int, *, salt: bytes, parent: bytes = b"") -> tuple[bytes, ...]:
-    """The hash of every full block of `token_ids`, each covering all blocks before it; a last partial one has none.
+def block_hashes(tokens: bytes, block_size: int, *, salt: bytes, parent: bytes = b"") -> tuple[bytes, ...]:
+    """The hash of every full block of packed `tokens`, each covering all blocks before it; a last partial one has none.
 
     `parent` is `prefix_root` for a prompt from its start, or the hash of the block before the first token given.
 
     Raises:
-        BadInput: a token id is not a 32-bit word.
         Bug: no block size, no salt, or a parent that is no hash of this module.
     """
     if block_size < 1 or not salt or len(parent) not in (0, HASH_BYTES):
         raise Bug(
             f"prefix: block_size {block_size}, {len(salt)} bytes of salt, {len(parent)} of parent", field="parent"
         )
-    try:
-        words = array("I", token_ids)
-    except (OverflowError, TypeError) as error:
-        raise BadInput(f"token_ids: {error}", field="token_ids") from None
-    if sys.byteorder == "big":  # the same names on every host
-        words.byteswap()
-    ids, step = memoryview(words).cast("B"), block_size * words.itemsize
+    ids, step = memoryview(tokens), block_size * TOKEN_BYTES
     found: list[bytes] = []
     for start in range(0, len(ids) - step + 1, step):
         # The parent's length is fixed but for "no parent", which a block of other tokens must not be able to imitate.

@@ -153,7 +153,7 @@ class SourceOwner(Owner[SourceHandoff, SourceEvent]):
             TransferFailed: given up meanwhile.
         """
         record = self._known(handoff)
-        claims = self._claims(record.state)
+        claims = self._claims(record)
         grant = self._grants.mint(claims)
         state = self._apply(record, Publish(now=self._clock.now(), grant=grant, lease=lease or self.lease))
         self._grants.open(grant, claims)

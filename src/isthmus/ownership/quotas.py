@@ -48,6 +48,8 @@ class Quotas:
         self._others = others or Quota()
         self._guaranteed = [(tenant, quota.blocks_min) for tenant, quota in self._tenants.items() if quota.blocks_min]
         self.guaranteed = sum(blocks for _, blocks in self._guaranteed)
+        self._blocks_max = {tenant: self._most(quota) for tenant, quota in self._tenants.items()}
+        self._blocks_max_of_others = self._most(self._others)
         self._check()
 
     def of(self, tenant: TenantId) -> Quota:
@@ -55,8 +57,11 @@ class Quotas:
 
     def blocks_max(self, tenant: TenantId) -> int:
         """The most that the tenant may hold at once."""
-        most = self.of(tenant).blocks_max
-        return self.unguaranteed_to(tenant) if most is None else min(most, self.unguaranteed_to(tenant))
+        return self._blocks_max.get(tenant, self._blocks_max_of_others)
+
+    def _most(self, quota: Quota) -> int:
+        unguaranteed = self._num_blocks - self.guaranteed + quota.blocks_min
+        return unguaranteed if quota.blocks_max is None else min(quota.blocks_max, unguaranteed)
 
     def unguaranteed_to(self, tenant: TenantId) -> int:
         """The pool without what is guaranteed to others."""
@@ -64,6 +69,8 @@ class Quotas:
 
     def kept_from(self, tenant: TenantId, held_by: Callable[[TenantId], int]) -> int:
         """Blocks that must stay free of `tenant`: what others are guaranteed and do not hold."""
+        if not self._guaranteed:
+            return 0
         return sum(max(0, blocks_min - held_by(other)) for other, blocks_min in self._guaranteed if other != tenant)
 
     def _check(self) -> None:

@@ -3,7 +3,7 @@
 A tombstone is a hand-off's last state, so that a repeated message gets its answer from the same `step`.
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -12,10 +12,11 @@ import msgspec
 
 from isthmus.core.clock import Instant
 from isthmus.core.errors import Bug
-from isthmus.core.ids import HandoffId, Incarnation, WorkerId
+from isthmus.core.ids import BlockId, HandoffId, Incarnation, WorkerId
 from isthmus.core.limits import HANDOFFS_LOGGED_MAX, MOMENTS_PER_HANDOFF_MAX, TOMBSTONES_MAX
 from isthmus.core.units import Duration
-from isthmus.ownership.protocol.states import DestinationHandoff, SourceHandoff
+from isthmus.ownership.capability import digest_of_blocks
+from isthmus.ownership.protocol.states import DestinationHandoff, DestinationPhase, SourceHandoff, SourcePhase
 
 __all__ = ["Moment", "Record", "Records", "Remembered", "peer_of"]
 
@@ -32,6 +33,9 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
 
 
+Phase = SourcePhase | DestinationPhase
+
+
 @dataclass(slots=True, kw_only=True)
 class Record(Generic[StateT]):
     """One hand-off: its state, when it began, and what happened to it."""
@@ -39,14 +43,28 @@ class Record(Generic[StateT]):
     state: StateT
     began: Instant
     asked_to_stop: bool = False
-    timeline: deque[Moment] = field(default_factory=lambda: deque(maxlen=MOMENTS_PER_HANDOFF_MAX))
+    noted: list[tuple[Instant, str, Phase]] = field(default_factory=list)
+    digested: tuple[tuple[BlockId, ...], bytes] = ((), b"")
 
     def note(self, now: Instant, event: str) -> None:
         """Add to the timeline. A repetition (a renewal, a further read) replaces the one before it."""
-        moment = Moment(ms=self.age(now).ms, event=event, phase=self.state.phase.value)
-        if self.timeline and (self.timeline[-1].event, self.timeline[-1].phase) == (moment.event, moment.phase):
-            self.timeline.pop()
-        self.timeline.append(moment)
+        noted, phase = self.noted, self.state.phase
+        if noted and noted[-1][1] == event and noted[-1][2] is phase:
+            noted.pop()
+        elif len(noted) == MOMENTS_PER_HANDOFF_MAX:
+            del noted[0]
+        noted.append((now, event, phase))
+
+    def digest_of(self, blocks: tuple[BlockId, ...]) -> bytes:
+        """Of the state's blocks, b"" where it has none any more. Taken once for as long as they are the same tuple."""
+        if self.digested[0] is not blocks:
+            self.digested = (blocks, digest_of_blocks(blocks) if blocks else b"")
+        return self.digested[1]
+
+    @property
+    def timeline(self) -> list[Moment]:
+        """What was noted, made readable: every event notes, and few are ever looked at."""
+        return [Moment(ms=Duration(at - self.began).ms, event=event, phase=phase) for at, event, phase in self.noted]
 
     def age(self, now: Instant) -> Duration:
         return Duration(now - self.began)
@@ -74,7 +92,7 @@ class Records(Generic[StateT]):
     def __init__(self, tombstones_max: int = TOMBSTONES_MAX) -> None:
         self._live: dict[HandoffId, Record[StateT]] = {}
         self._tombstones: OrderedDict[HandoffId, Record[StateT]] = OrderedDict()
-        self._of_peer: Counter[WorkerId] = Counter()
+        self._of_peer: dict[WorkerId, int] = {}
         self._tombstones_max = tombstones_max
         self._log: deque[Record[StateT]] = deque(maxlen=HANDOFFS_LOGGED_MAX)
 
@@ -83,7 +101,7 @@ class Records(Generic[StateT]):
 
     def of_peer(self, worker: WorkerId) -> int:
         """How many live ones are with this peer."""
-        return self._of_peer[worker]
+        return self._of_peer.get(worker, 0)
 
     def live(self) -> list[Record[StateT]]:
         """All live ones, as a list that stays as it is while their states change."""
@@ -97,7 +115,8 @@ class Records(Generic[StateT]):
         if self.find(handoff) is not None:
             raise Bug(f"hand-off {handoff} recorded twice", field="handoff")
         self._live[handoff] = record
-        self._of_peer[peer_of(record.state)[0]] += 1
+        peer, _ = peer_of(record.state)
+        self._of_peer[peer] = self._of_peer.get(peer, 0) + 1
 
     def find(self, handoff: HandoffId) -> Record[StateT] | None:
         """Live or ended; None if never known or forgotten."""
@@ -107,8 +126,10 @@ class Records(Generic[StateT]):
         """A live one has ended. Returns the states of those forgotten to make room for its tombstone."""
         record = self._live.pop(handoff)
         peer, _ = peer_of(record.state)
-        self._of_peer[peer] -= 1
-        if not self._of_peer[peer]:
+        left = self._of_peer[peer] - 1
+        if left:
+            self._of_peer[peer] = left
+        else:
             del self._of_peer[peer]
         self._log.append(record)
         # The timeline stays with the log only: a tombstone is for answering, and there are many.

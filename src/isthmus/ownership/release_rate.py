@@ -10,6 +10,9 @@ __all__ = ["ReleaseRate"]
 WINDOW = Duration.of_seconds(10)
 """What happened this long ago counts e times less than what happens now."""
 
+GRAIN = Duration.of_ms(10)
+"""What happens within it counts as one: a thousandth of the window makes no difference to a rate."""
+
 
 class ReleaseRate:
     """Blocks per second, exponentially averaged."""
@@ -34,5 +37,7 @@ class ReleaseRate:
 
     def _decay(self) -> None:
         now = self._clock.now()
+        if now - self._at < GRAIN.ns:
+            return
         self._level *= math.exp((self._at - now) / WINDOW.ns)
         self._at = now

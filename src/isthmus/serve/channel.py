@@ -1,17 +1,14 @@
 """A duplex channel of msgpack frames between two processes: calls with answers, and posts without.
 
-A frame is a 4-byte big-endian length and a msgpack `[kind, id, message]`. A frame that is too large or does not parse
-closes the channel. When the channel closes, every call under way fails with PeerLost, and every handler of a peer's
+A frame of its link (`serve/link.py`) is a msgpack `[kind, id, message]`. One that is too large or does not parse closes
+the channel. When the channel closes, every call under way fails with PeerLost, and every handler of a peer's
 call is cancelled: a peer that is gone wants nothing any more.
 """
 
 import asyncio
-import contextlib
 import functools
 import ssl
-import struct
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 import structlog
@@ -20,6 +17,7 @@ from isthmus.core.clock import Clock, Instant
 from isthmus.core.errors import (
     Bug,
     CapacityExceeded,
+    DeadlineExceeded,
     FrameInvalid,
     IsthmusError,
     ManifestInvalid,
@@ -37,20 +35,18 @@ from isthmus.core.limits import (
     WRITE_BUFFER_BYTES_MAX,
 )
 from isthmus.core.units import Duration
-from isthmus.core.waiting import within
+from isthmus.core.waiting import begin, within
+from isthmus.serve.answer import Answer
+from isthmus.serve.link import Link
 from isthmus.serve.messages import LARGE, Failure, Message
 from isthmus.serve.running import report_bug
 from isthmus.serve.versions import PROTOCOL_VERSION, Conversation
 from isthmus.transport.tls import HANDSHAKE_FAILED, Proof, Tls
 
-__all__ = ["Channel", "accepting", "connect"]
+__all__ = ["Channel", "connect"]
 
 log = structlog.get_logger(__name__)
 
-CLOSE_GRACE = Duration.of_ms(500)
-"""How long what is written before a close, a refusal say, may take to leave."""
-
-_LENGTH = struct.Struct(">I")
 _CALL, _ANSWER, _POST = 0, 1, 2
 
 
@@ -76,7 +72,7 @@ _unread_decoder = msgspec.msgpack.Decoder(_Unread)
 def decode_frame(body: bytes, conversation: Conversation | None = None) -> _Frame:
     """A frame without its length. Raises FrameInvalid; ManifestInvalid where it greets in no version of ours."""
     try:
-        if conversation is None or conversation.current:
+        if conversation is None or conversation.version == PROTOCOL_VERSION:
             frame = _decoder.decode(body)
         else:
             unread = _unread_decoder.decode(body)
@@ -98,22 +94,14 @@ Posted = Callable[["Channel", Message], None]
 class Channel:
     """One connection. `run` reads until it closes; `call` and `post` write. Of one event loop."""
 
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        clock: Clock,
-        *,
-        handler: Handler,
-        posted: Posted,
-    ) -> None:
+    def __init__(self, link: Link, clock: Clock, *, handler: Handler, posted: Posted) -> None:
         """A connection that was accepted has not greeted yet, and may say little until it has."""
-        self._reader = reader
-        self._writer = writer
+        self._link = link
+        self._ended: asyncio.Future[None] | None = None
         self._clock = clock
         self._handler = handler
         self._posted = posted
-        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._calls: dict[int, Answer[Message]] = {}
         self._handling: set[asyncio.Task[None]] = set()
         self._bytes_handling = 0
         self._next_id = 0
@@ -130,11 +118,10 @@ class Channel:
     async def run(self) -> None:
         """Read and dispatch until the channel closes; then wait for what was cancelled by that."""
         reason = "the peer closed the connection"
+        self._ended = asyncio.get_running_loop().create_future()
+        self._link.receive(self)
         try:
-            while not self.closed:
-                self._dispatch(*await self._read_frame())
-        except (asyncio.IncompleteReadError, ConnectionError, OSError):
-            pass
+            await self._ended
         except (FrameInvalid, NotAuthorised) as error:
             reason = str(error)
             log.warning("frame_refused", peer=self.peer, reason=reason)
@@ -145,35 +132,39 @@ class Channel:
 
     async def serve(self) -> None:
         """As `run`, for a connection that was accepted: one that has not said who it is in time is closed."""
-        timer = asyncio.create_task(self._expect_hello())
+        timer = self._clock.call_later(Duration.of_ms(HELLO_MS_MAX), self._expect_hello)
         try:
             await self.run()
-        except asyncio.CancelledError:
-            return  # the process ends. asyncio logs the cancellation of a task of its own as if nobody had meant it
         finally:
             timer.cancel()
 
-    async def _expect_hello(self) -> None:
-        await self._clock.sleep(Duration.of_ms(HELLO_MS_MAX))
+    def _expect_hello(self) -> None:
         if not self.greeted:
             self.close(f"no hello within {HELLO_MS_MAX} ms")
 
-    async def call(self, message: Message) -> Message:
+    async def call(self, message: Message, deadline: Duration | None = None) -> Message:
         """Send, and return the answer.
 
         Raises:
             PeerLost: the channel is or becomes closed.
+            DeadlineExceeded: none has come by then.
             IsthmusError: as the peer says, by name.
         """
         self._next_id += 1
         id_ = self._next_id
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        answer: Answer[Message] = Answer()
         self._calls[id_] = answer
+        timer = None
         try:
             self._write(_CALL, id_, message)
+            if deadline is not None:
+                late = DeadlineExceeded(f"{type(message).__name__}: no answer within {deadline}", field="deadline")
+                timer = self._clock.call_later(deadline, functools.partial(answer.give_up, late))
             return await answer
         finally:
             del self._calls[id_]
+            if timer is not None:
+                timer.cancel()
 
     def post(self, message: Message) -> None:
         """Send without an answer. Raises PeerLost where the channel is closed."""
@@ -185,16 +176,10 @@ class Channel:
             return
         self._closed = reason
         for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(self._lost())
+            answer.give_up(self._lost())
         for task in self._handling:
             task.cancel()
-        # Once what is buffered has been sent, or at once where the peer does not read: `run` must end in any case.
-        transport = self._writer.transport
-        if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(CLOSE_GRACE.seconds, transport.abort)
-        with contextlib.suppress(OSError, RuntimeError):
-            self._writer.close()
+        self._link.close()
 
     def _lost(self) -> PeerLost:
         return PeerLost(f"{self.peer or 'peer'}: {self._closed}", field="channel")
@@ -205,34 +190,50 @@ class Channel:
         Raises:
             NotAuthorised: it is for another name, or of another deployment.
         """
-        return None if tls is None else tls.check_name(self._writer, claimed)
+        return None if tls is None else tls.check_name(self._link, claimed)
 
     @property
     def remote_host(self) -> str:
         """The address that the peer connected from."""
-        name = self._writer.get_extra_info("peername")
+        name = self._link.get_extra_info("peername")
         return str(name[0]) if isinstance(name, tuple) else ""
 
-    async def _read_frame(self) -> tuple[_Frame, int]:
-        """The next frame and the bytes it took."""
-        (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-        bound = OFFER_BYTES_MAX if self.greeted else HELLO_BYTES_MAX
-        if length > bound:
-            raise FrameInvalid(f"frame: {length} bytes, wanted at most {bound}", field="frame")
-        body = await self._reader.readexactly(length)
+    # the link's
+
+    @property
+    def frame_bytes_max(self) -> int:
+        """As `Receiver` has it: who has not said who it is may not say much."""
+        return OFFER_BYTES_MAX if self.greeted else HELLO_BYTES_MAX
+
+    def received(self, body: bytes) -> None:
+        """A frame has come. Raises FrameInvalid, NotAuthorised: it ends the channel."""
+        if self._closed is not None:
+            return
         self.heard_at = self._clock.now()
         try:
-            return decode_frame(body, self.conversation), length
+            frame = decode_frame(body, self.conversation)
         except ManifestInvalid as error:  # who speaks no version of ours is told which those are
             self._answer(_unread_decoder.decode(body).id, _failure_of(error))
             raise FrameInvalid(str(error), field=error.field) from error
+        self._dispatch(frame, len(body))
+
+    def ended(self, error: Exception | None) -> None:
+        """No frame comes any more: `run` ends, with what the last one raised."""
+        if self._ended is None or self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    # inside
 
     def _dispatch(self, frame: _Frame, size: int) -> None:
         if frame.kind == _POST:
             self._posted(self, frame.message)
         elif frame.kind == _ANSWER:
             answer = self._calls.get(frame.id)
-            if answer is None or answer.done():
+            if answer is None or answer.done:
                 return  # the caller gave up waiting
             if isinstance(frame.message, Failure):
                 answer.set_exception(_error_of(frame.message))
@@ -240,18 +241,14 @@ class Channel:
                 answer.set_result(frame.message)
         elif frame.kind == _CALL:
             full = len(self._handling) >= CALLS_IN_FLIGHT_MAX or self._bytes_handling + size > CALL_BYTES_IN_FLIGHT_MAX
-            task = asyncio.create_task(self._handle(frame, full=full))
-            self._handling.add(task)
             self._bytes_handling += size
-            task.add_done_callback(functools.partial(self._handled, size))
+            waiting = begin(self._handle(frame, size, full=full))  # most are answered at once, and take no task
+            if waiting is not None:
+                self._handling.add(waiting)
         else:
             raise FrameInvalid(f"frame.kind: got {frame.kind}, wanted 0, 1 or 2", field="frame.kind")
 
-    def _handled(self, size: int, task: "asyncio.Task[None]") -> None:
-        self._handling.discard(task)
-        self._bytes_handling -= size
-
-    async def _handle(self, frame: _Frame, *, full: bool) -> None:
+    async def _handle(self, frame: _Frame, size: int, *, full: bool) -> None:
         try:
             if full:
                 raise CapacityExceeded(
@@ -268,19 +265,25 @@ class Channel:
         except Exception as error:
             log.error("handler_failed", call=type(frame.message).__name__, exc_info=True)
             answer = Failure(code="Lost", message=f"{type(error).__name__}: {error}"[:4096])
+        finally:
+            self._bytes_handling -= size
+            task = asyncio.current_task()
+            if task is not None:
+                self._handling.discard(task)
         self._answer(frame.id, answer)
 
     def _answer(self, id_: int, message: Message) -> None:
-        with contextlib.suppress(PeerLost):
-            try:
-                self._write(_ANSWER, id_, message)
-            except FrameInvalid as error:  # too large: the caller is answered all the same
-                self._write(_ANSWER, id_, _failure_of(error))
+        if self._closed is not None:
+            return
+        try:
+            self._write(_ANSWER, id_, message)
+        except FrameInvalid as error:  # too large: the caller is answered all the same
+            self._write(_ANSWER, id_, _failure_of(error))
 
     def _write(self, kind: int, id_: int, message: Message) -> None:
         if self._closed is not None:
             raise self._lost()
-        if self.conversation.current:
+        if self.conversation.version == PROTOCOL_VERSION:
             body = _encoder.encode(_Frame(kind, id_, message))
         else:
             body = _encoder.encode(_Unread(kind, id_, msgspec.Raw(self.conversation.written(message))))
@@ -289,14 +292,8 @@ class Channel:
             raise FrameInvalid(
                 f"{type(message).__name__}: {len(body)} bytes, wanted at most {bound}", field=type(message).__name__
             )
-        self._writer.write(_LENGTH.pack(len(body)) + body)
-        if self._writer.transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+        if self._link.write(body) > WRITE_BUFFER_BYTES_MAX:
             self.close(f"the peer is too slow: more than {WRITE_BUFFER_BYTES_MAX} bytes wait for it")
-
-
-def accepting(tls: Tls | None) -> dict[str, Any]:
-    """What to give `asyncio.start_server` for connections that become channels."""
-    return {} if tls is None else {"ssl": tls.server, "ssl_handshake_timeout": HELLO_MS_MAX / 1000}
 
 
 async def connect(
@@ -317,16 +314,17 @@ async def connect(
         PeerLost: nobody listens there in time, or not with TLS.
         NotAuthorised: who listens there proves another name than `peer`, or none that we believe.
     """
-    opening = asyncio.open_connection(host, port, ssl=tls.client if tls is not None else None)
+    secure = tls.client if tls is not None else None
+    opening = asyncio.get_running_loop().create_connection(Link, host, port, ssl=secure)
     try:
-        reader, writer = await within(clock, deadline, opening, f"connect to {peer}")
+        _, link = await within(clock, deadline, opening, f"connect to {peer}")
     except ssl.SSLCertVerificationError as error:
         raise NotAuthorised(f"{peer} at {host}:{port}: {error.verify_message}", field="certificate") from error
     except ssl.SSLError as error:
         raise PeerLost(f"{peer} at {host}:{port}: {HANDSHAKE_FAILED}: {error.reason}", field="channel") from error
     except OSError as error:
         raise PeerLost(f"{peer} at {host}:{port}: {error.strerror or error}", field="channel") from error
-    channel = Channel(reader, writer, clock, handler=handler, posted=posted)
+    channel = Channel(link, clock, handler=handler, posted=posted)
     channel.peer, channel.greeted = peer, True  # it was we who chose whom to call
     channel.conversation.version = version
     try:

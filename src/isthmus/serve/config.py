@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from isthmus.core.errors import BadInput, ConfigInvalid
 from isthmus.core.files import read_at_most
 from isthmus.core.ids import WorkerId
-from isthmus.core.limits import NAME_CHARS_MAX, REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX, YAML_BYTES_MAX
+from isthmus.core.limits import NAME_CHARS_MAX, POOL_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, WORKERS_MAX, YAML_BYTES_MAX
 from isthmus.core.units import GIB
 from isthmus.engines.embedded.config import EmbeddedConfig
 from isthmus.engines.launch.yaml_text import check_bounds
@@ -81,14 +81,20 @@ class PrefixCachingConfig(_Config):
     What is kept gives way to requests. `retention` is `lru`, `lfu`, or `cost` (time to compute again for its bytes,
     times expected reuse); a use counts half as much after each `half_life_ms`. `blocks_max`: by default the whole pool.
 
-    `files_folder`: blocks that are given up lie there from then on, `files_bytes_max` of each worker, and outlive it.
-    They are the tenants' KV, readable to this user only.
+    Blocks that the pool gives up go where `residency` says, of what is configured behind it: `host_bytes_max` bytes of
+    host memory for each worker, outside of the pool and pinned where that is on a GPU; `files_folder`, of which each
+    worker has `files_bytes_max` bytes. Files outlive the worker; they are the tenants' KV, readable to this user only.
+    `residency` is `nearest_that_pays` (the tier that loads soonest, if loading is sooner than computing again),
+    `nearest_with_room` (whatever it takes), or `memory_only` (as the first, but no file is written). What a full tier
+    gives up, by the same `retention`, goes further out.
     """
 
     enabled: bool = True
     retention: Literal["lru", "lfu", "cost"] = "lru"
     half_life_ms: Milliseconds = 300_000
     blocks_max: Annotated[int, Field(ge=1)] | None = None
+    residency: Literal["nearest_that_pays", "nearest_with_room", "memory_only"] = "nearest_that_pays"
+    host_bytes_max: Annotated[int, Field(ge=1, le=POOL_BYTES_MAX)] | None = None
     files_folder: Path | None = None
     files_bytes_max: Annotated[int, Field(ge=1)] = 16 * GIB
 

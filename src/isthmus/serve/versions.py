@@ -11,12 +11,14 @@ Owns that table. Refuses to know connections. Within a version an unknown field 
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from isthmus.core.errors import FrameInvalid, ManifestInvalid
-from isthmus.core.limits import GRANTS_PER_PEER_MAX, HANDOFFS_SHOWN_MAX
+from isthmus.core.limits import GRANTS_PER_PEER_MAX, HANDOFFS_SHOWN_MAX, TOKENS_PER_REQUEST_MAX
+from isthmus.handoff.request import TokenId
 from isthmus.serve.messages import Message
 from isthmus.state.manifest import (
     SCHEMA_VERSION,
@@ -24,6 +26,7 @@ from isthmus.state.manifest import (
     encode_manifest,
     negotiate_version,
 )
+from isthmus.state.tokens import pack_tokens, unpack_tokens
 
 __all__ = ["PROTOCOL_VERSION", "Conversation"]
 
@@ -58,6 +61,11 @@ _ADDED_IN_3: Final[dict[str, dict[str, _Added]]] = {
         "have_bytes": _Added(0, for_people=True),
     },
 }
+_TOKENS_OF: Final = ("prefill", "generate")
+"""Messages with a request, whose token ids version 2 lists as numbers and version 3 packs (`state.tokens`)."""
+
+_TokenIds = Annotated[tuple[TokenId, ...], Meta(max_length=TOKENS_PER_REQUEST_MAX)]
+
 _NOWHERE: Final = "0" * _GRANT_ID_CHARS
 """The host of a process that version 2 names by its pid alone: no kernel that we could ask is its."""
 
@@ -71,11 +79,6 @@ class Conversation:
     def __init__(self, version: int | None = None) -> None:
         self.version = version
         self._grants: OrderedDict[str, str] = OrderedDict()
-
-    @property
-    def current(self) -> bool:
-        """Whether both sides speak our own version, in which messages need nothing done to them."""
-        return self.version == PROTOCOL_VERSION
 
     def read(self, raw: msgspec.Raw) -> Message:
         """A message of this conversation; the first one settles the version.
@@ -114,6 +117,8 @@ class Conversation:
             if field in fields:
                 raise FrameInvalid(f"{kind}.{field}: unknown in version {_OLDER}", field=field)
         fields = fields | {field: change.absent for field, change in added.items()}
+        if kind in _TOKENS_OF and isinstance(fields.get("request"), dict):
+            fields["request"] = _tokens_up(fields["request"])
         grant = fields.get("grant")
         if kind in ("confirm", "renew") and isinstance(grant, str):
             fields["grant"] = self._grants.get(grant, grant)
@@ -129,6 +134,9 @@ class Conversation:
                 raise FrameInvalid(
                     f"{kind}.{field}: got {value!r}, which version {_OLDER} cannot say, as this peer does", field=field
                 )
+        if kind in _TOKENS_OF:
+            request = fields["request"]
+            fields["request"] = request | {"token_ids": unpack_tokens(request["token_ids"])}
         if kind in ("confirm", "renew"):
             fields["grant"] = self._halved(fields["grant"])
         if kind == "prefilled" and fields["manifest"]:
@@ -160,6 +168,13 @@ def _version_of_greeting(fields: _Fields) -> int | None:
     if not isinstance(spoken, list | tuple) or not all(type(version) is int for version in spoken):
         raise ManifestInvalid("schema_versions: wanted a list of numbers", field="schema_version")
     return negotiate_version(spoken)
+
+
+def _tokens_up(request: _Fields) -> _Fields:
+    """Raises msgspec.ValidationError, as the older one's own form would: what is listed must be token ids."""
+    if "token_ids" not in request:
+        return request
+    return request | {"token_ids": pack_tokens(msgspec.convert(request["token_ids"], _TokenIds))}
 
 
 def _members(fields: _Fields, change: Callable[[_Fields], _Fields]) -> _Fields:

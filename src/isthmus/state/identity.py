@@ -6,7 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from isthmus.core.limits import HEAD_SIZE_MAX, NAME_CHARS_MAX, TOKENS_PER_REQUEST_MAX
-from isthmus.state.structs import WireStruct, require
+from isthmus.state.structs import WireStruct, refuse, require
 
 __all__ = ["UNVERIFIED", "Identity", "ModelLineage", "RopeState", "TokenRange", "WeightsRecord"]
 
@@ -68,12 +68,8 @@ class TokenRange(WireStruct, frozen=True, kw_only=True):
     stop: int
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.start < self.stop <= TOKENS_PER_REQUEST_MAX,
-            "start, stop",
-            (self.start, self.stop),
-            f"0 <= start < stop <= {TOKENS_PER_REQUEST_MAX}",
-        )
+        if not 0 <= self.start < self.stop <= TOKENS_PER_REQUEST_MAX:
+            refuse("start, stop", (self.start, self.stop), f"0 <= start < stop <= {TOKENS_PER_REQUEST_MAX}")
 
     def __len__(self) -> int:
         return self.stop - self.start

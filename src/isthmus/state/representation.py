@@ -26,6 +26,7 @@ from isthmus.core.limits import (
     TOKENS_PER_REQUEST_MAX,
     TOKENS_PER_STATE_MAX,
 )
+from isthmus.core.units import BlockCount
 from isthmus.state.encoding import TRAITS, Encoding, ScaleLocation
 from isthmus.state.identity import TokenRange
 from isthmus.state.interior import Interior, interior_kind
@@ -235,13 +236,24 @@ class GroupRepresentation(WireStruct, frozen=True, kw_only=True):
 
     def held(self, tokens: TokenRange) -> TokenRange:
         """The rows of a range that must be there, as a range of rows: a window's last ones, one for a state."""
+        start, stop = self._rows(tokens.start, tokens.stop)
+        return TokenRange(start=start, stop=stop)
+
+    def blocks_of(self, start: int, stop: int, ranks: int) -> BlockCount:
+        """How many blocks hold those rows of the tokens [start, stop), dealt to `ranks`."""
+        first, end = self._rows(start, stop)
+        span = self.block_size * ranks
+        return BlockCount(-(-end // span) - first // span)
+
+    def _rows(self, start: int, stop: int) -> tuple[int, int]:
         if self.kind in STATE_KINDS:
-            return TokenRange(start=0, stop=1)
-        start = tokens.start
+            return 0, 1
         if self.sliding_window:  # the next token looks at itself and at one token less than the window
-            start = max(start, tokens.stop - max(1, self.sliding_window - 1))
+            start = max(start, stop - max(1, self.sliding_window - 1))
         each = self.tokens_per_state
-        return TokenRange(start=min(start // each, (tokens.stop - 1) // each), stop=-(-tokens.stop // each))
+        if each == 1:
+            return min(start, stop - 1), stop
+        return min(start // each, (stop - 1) // each), -(-stop // each)
 
 
 def attention(*, heads: int, head_size: int, head_size_v: int, encoding: Encoding) -> tuple[Component, ...]:

@@ -29,7 +29,7 @@ from isthmus.core.ids import BlockId, Epoch, GrantId, Incarnation, RegionId, Wor
 from isthmus.core.limits import BLOCKS_PER_POOL_MAX, NAME_CHARS_MAX, REGIONS_MAX, TOKENS_PER_REQUEST_MAX
 from isthmus.core.units import ByteCount, Duration
 from isthmus.state.fields import RegionShape
-from isthmus.state.structs import Name, Token, WireStruct, require
+from isthmus.state.structs import Name, Token, WireStruct, refuse, require
 
 __all__ = [
     "BlockRead",
@@ -112,14 +112,13 @@ class BlockRead(WireStruct, frozen=True, kw_only=True):
     num_blocks: Annotated[int, Meta(ge=1, le=BLOCKS_PER_POOL_MAX)]
 
     def __post_init__(self) -> None:
-        require(len(self.blocks) > 0, "blocks", 0, "at least one block")
-        require(len(set(self.blocks)) == len(self.blocks), "blocks", "an id twice", "unique ids")
-        require(
-            min(self.blocks) >= 0 and max(self.blocks) < self.num_blocks,
-            "blocks",
-            (min(self.blocks), max(self.blocks)),
-            f"0 <= id < num_blocks = {self.num_blocks}",
-        )
+        blocks = self.blocks
+        if not blocks:
+            refuse("blocks", 0, "at least one block")
+        if len(set(blocks)) != len(blocks):
+            refuse("blocks", "an id twice", "unique ids")
+        if min(blocks) < 0 or max(blocks) >= self.num_blocks:
+            refuse("blocks", (min(blocks), max(blocks)), f"0 <= id < num_blocks = {self.num_blocks}")
         _check_regions(self.regions)
 
     @property
@@ -185,14 +184,12 @@ class BlockWrite(WireStruct, frozen=True, kw_only=True):
 
 def _check_regions(regions: tuple[RegionShape, ...]) -> None:
     names = {region.id for region in regions}
-    require(len(names) == len(regions), "regions", "a name twice", "unique names")
+    if len(names) != len(regions):
+        refuse("regions", "a name twice", "unique names")
     for region in regions:
-        require(
-            region.outer >= 1 and region.block_bytes >= 1,
-            f"regions.{region.id}",
-            (region.outer, region.block_bytes),
-            "outer and block_bytes of at least 1",
-        )
+        if region.outer < 1 or region.block_bytes < 1:
+            at, got = f"regions.{region.id}", (region.outer, region.block_bytes)
+            refuse(at, got, "outer and block_bytes of at least 1")
 
 
 class Lender(Protocol):

@@ -50,20 +50,34 @@ async def run(order: ChaosOrder, folder: Path, model, references, forks, **broke
     return await asyncio.to_thread(report, ran)
 
 
-def order_of(*, sigkills: int, sigstops: int, seconds: float) -> ChaosOrder:
-    return ChaosOrder(sigkills=sigkills, sigstops=sigstops, duration=Duration.of_seconds(seconds), model="tiny", seed=5)
+def order_of(*, sigkills: int, sigstops: int, seconds: float, partitions: str) -> ChaosOrder:
+    return ChaosOrder(
+        sigkills=sigkills,
+        sigstops=sigstops,
+        duration=Duration.of_seconds(seconds),
+        model="tiny",
+        seed=5,
+        partitions=partitions,
+    )
 
 
 async def test_a_fleet_under_kills_stops_and_broken_links_leaks_nothing_and_lies_never(
     forks, model, references, tmp_path
 ):
-    found = await run(order_of(sigkills=8, sigstops=6, seconds=12), tmp_path, model, references, forks)
+    """Partitioned by network namespaces where that is permitted."""
+    order = order_of(sigkills=8, sigstops=6, seconds=12, partitions="auto")
+    found = await run(order, tmp_path, model, references, forks)
     assert found["findings"] == []
     assert found["passed"]
     assert (found["sigkills"], found["sigstops"]) == (8, 6)
     assert found["ends"]["killed"] == 8
     assert found["requests"]["right"] > 0
     assert found["trace"]["installs_compared"] > 0
+    if found["partitions"]["by"] == "network namespaces":
+        assert found["partitions"]["seconds"]["n"] == sum(
+            count for fault, count in found["faults"].items() if fault.startswith("partition.")
+        )
+        assert sum(found["partitions"]["packets_lost"].values()) > 0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,7 +87,7 @@ async def findings(forks, model, references, tmp_path_factory) -> list[str]:
     environment = {name: {"ISTHMUS_TEST_BROKEN": how} for name, how in BROKEN.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chaos_run, "EMPTY_WITHIN", Duration.of_seconds(3))
-        order = order_of(sigkills=0, sigstops=0, seconds=6)
+        order = order_of(sigkills=0, sigstops=0, seconds=6, partitions="proxy")
         found = await run(order, folder, model, references, forks, environment=environment)
     assert not found["passed"]
     return found["findings"]

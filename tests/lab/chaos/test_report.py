@@ -9,6 +9,7 @@ from isthmus.core.clock import Instant
 from isthmus.core.units import Duration
 from isthmus.lab.chaos.fleet import Cause, Death, Freeze
 from isthmus.lab.chaos.load import Answered, Ending
+from isthmus.lab.chaos.partitions import Partition, Silence
 from isthmus.lab.chaos.report import report
 from isthmus.lab.chaos.run import ChaosOrder, ChaosRun
 from isthmus.lab.chaos.shapes import LEASE
@@ -43,9 +44,12 @@ async def quiet(tmp_path: Path) -> ChaosRun:
         began=second(0),
         ended=second(60),
         dealt={"sigkill": 1, "sigstop": 1},
+        namespaces=False,
         harmed={},
+        packets_lost={},
         deaths=[],
         freezes=[],
+        silences=[],
         answered=[answered(Ending.RIGHT), answered(Ending.ERROR), answered(Ending.HUNG_UP)],
         held={},
         unhealed="",
@@ -57,7 +61,7 @@ def test_a_run_in_which_nothing_was_wrong_passes(quiet):
     found = report(quiet)
     assert found["findings"] == []
     assert found["passed"]
-    said = "--sigkills=1 --sigstops=1 --seconds=1 --model=tiny --mode=pull --seed=7"
+    said = "--sigkills=1 --sigstops=1 --seconds=1 --model=tiny --mode=pull --seed=7 --partitions=proxy"
     assert found["command"] == f"isthmus verify chaos {said}"
 
 
@@ -123,3 +127,12 @@ async def test_a_worker_that_was_itself_stopped_meanwhile_is_not_held_to_that(qu
     found = report(replace(quiet, folder=folder, deaths=deaths, freezes=[freeze]))
     assert found["passed"]
     assert found["reclaim_seconds"]["n"] == 0
+
+
+@pytest.mark.parametrize(("lasted", "passed"), [(0.6, True), (0.4, False)])
+async def test_nor_is_one_that_was_partitioned_until_as_long_again_has_passed(quiet, tmp_path, lasted, passed):
+    folder = tmp_path / "other"
+    deaths = await orphaned(folder / "journals", leases=1.6)
+    began = deaths[0].at / 1e9 - 1
+    silence = Silence(name=PREFILL, partition=Partition.WHOLE, began=second(began), ended=second(began + lasted))
+    assert report(replace(quiet, folder=folder, deaths=deaths, silences=[silence]))["passed"] is passed

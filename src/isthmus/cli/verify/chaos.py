@@ -26,11 +26,17 @@ def chaos(
     model: Annotated[str, Parameter(help="tiny (random weights) or smollm2.")] = "tiny",
     mode: Annotated[Literal["pull", "push", "send"], Parameter(help="Who moves the KV.")] = "pull",
     seed: Annotated[int, Parameter(help="Which faults, on whom, when.")] = 1,
+    partitions: Annotated[
+        Literal["auto", "namespaces", "proxy"],
+        Parameter(help="Lose packets between network namespaces, which takes rights; or bytes in a proxy."),
+    ] = "auto",
     keep: Annotated[bool, Parameter(negative="", help="Keep logs and journals of a run that passes.")] = False,
     save: Annotated[bool, Parameter(negative="", help="Keep the result under benchmarks/results/.")] = False,
     json_: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,
 ) -> int:
     """Run a gateway, three producers and three consumers under load and faults. Exits 0 where it passes, else 3.
+
+    Where network namespaces are permitted, one more producer and consumer are apart in one each, and partitioned.
 
     A run passes where no block is leaked, no answer is wrong or missing, no process crashes, the journals replay, and
     blocks of the dead are free again within 1.5 leases (p99). Logs and journals of one that does not are kept.
@@ -44,7 +50,13 @@ def chaos(
 
     folder = Path(tempfile.mkdtemp(prefix="isthmus-chaos-"))
     order = ChaosOrder(
-        sigkills=sigkills, sigstops=sigstops, duration=Duration.of_seconds(seconds), model=model, mode=mode, seed=seed
+        sigkills=sigkills,
+        sigstops=sigstops,
+        duration=Duration.of_seconds(seconds),
+        model=model,
+        mode=mode,
+        seed=seed,
+        partitions=partitions,
     )
     found = report(asyncio.run(run_chaos(order, folder, cache_folder(), _say)))
     if save:

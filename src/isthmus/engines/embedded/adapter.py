@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isthmus.core.clock import Clock, Instant, SystemClock
-from isthmus.core.errors import Lost, TransferFailed
+from isthmus.core.errors import ConfigInvalid, Lost, TransferFailed
 from isthmus.core.ids import BlockId, Digest, HandoffId, RegionId, RequestId
 from isthmus.core.waiting import in_thread
 from isthmus.engines.embedded.config import EmbeddedConfig
@@ -91,11 +91,24 @@ class EmbeddedKV:
         """What one block takes, over all regions."""
         return self._engine.pool.block_bytes
 
-    def take_block(self, block: BlockId) -> bytes:
-        """As `BlockStore.take_block`."""
-        return self._engine.pool.take_block(block)
+    def host_memory(self, size_bytes: int) -> memoryview:
+        """As `BlockStore.host_memory`."""
+        pinned = self._engine.pool.device.type == "cuda"
+        try:
+            memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+        except RuntimeError as error:
+            raise ConfigInvalid(
+                f"prefix_caching.host_bytes_max: {size_bytes} bytes of {'pinned ' if pinned else ''}host memory cannot "
+                f"be had: {error}",
+                field="host_bytes_max",
+            ) from None
+        return memory.numpy().data
 
-    def put_block(self, block: BlockId, data: bytes) -> None:
+    def take_block(self, block: BlockId, into: memoryview) -> None:
+        """As `BlockStore.take_block`."""
+        self._engine.pool.take_block(block, into)
+
+    def put_block(self, block: BlockId, data: memoryview) -> None:
         """As `BlockStore.put_block`."""
         self._engine.pool.put_block(block, data)
 
@@ -196,7 +209,7 @@ class EmbeddedKV:
                 token_ids=(*request.token_ids, token),
                 sampling=request.sampling,
                 block_ids=tuple(blocks),
-                computed_tokens=len(request.token_ids),
+                computed_tokens=request.num_tokens,
                 sampled_before=request.sampled + 1,
                 start="decode",
             )

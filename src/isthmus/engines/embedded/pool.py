@@ -5,7 +5,7 @@ Nothing here knows a layout by name. A field (key, value, their scales) of a sha
 gathers copy words and not bytes. The pool allocates no blocks and clears none: a reader masks what it was not told of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,19 +138,25 @@ class PagedPool:
         """What one block takes, over all regions."""
         return sum(region.shape.outer * region.shape.block_bytes for region in self.regions)
 
-    def take_block(self, block: int) -> bytes:
-        """A whole block as stored, region by region."""
-        return b"".join(self._block(region, block).cpu().contiguous().numpy().tobytes() for region in self.regions)
+    def take_block(self, block: int, into: memoryview) -> None:
+        """Copy a whole block, region by region as stored, into `into`: `block_bytes` writable bytes."""
+        for view, part in self._parts(block, into):
+            torch.frombuffer(part, dtype=torch.uint8).view(view.shape).copy_(view)
 
-    def put_block(self, block: int, data: bytes) -> None:
+    def put_block(self, block: int, data: memoryview) -> None:
         """What `take_block` gave, of this pool or of one of the same representation."""
+        for view, part in self._parts(block, data):
+            # torch takes no memory that it may not write to.
+            view.copy_(torch.frombuffer(bytearray(part) if part.readonly else part, dtype=torch.uint8).view(view.shape))
+
+    def _parts(self, block: int, data: memoryview) -> Iterator[tuple[Tensor, memoryview]]:
+        """A block's bytes in each region, with its part of `data`."""
         if len(data) != self.block_bytes:
             raise Unsupported(f"block: {len(data)} bytes, wanted {self.block_bytes}", field="block")
         start = 0
         for region in self.regions:
             view = self._block(region, block)
-            part = torch.frombuffer(bytearray(data[start : start + view.numel()]), dtype=torch.uint8)
-            view.copy_(part.view(view.shape))
+            yield view, data[start : start + view.numel()]
             start += view.numel()
 
     def _block(self, region: PoolRegion, block: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The control cost of a hand-off: everything but prefill, bytes, conversion and decode, in two real processes.
 
 The real `hand_off`, owners, channel and messages, with an engine that computes nothing and a reader that moves nothing.
-CPU time is each process's own; round trips are the calls that the consumer awaits.
+CPU time is each process's own; round trips are the calls that the consumer awaits. A hand-off begins with a request as
+a worker has it, packed: no two have the same tokens. The connection is greeted first, as every consumer does.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from isthmus.core.clock import SystemClock
 from isthmus.core.errors import FrameInvalid
-from isthmus.core.ids import BlockId, Digest, HandoffId, Incarnation, RegionId, TenantId, WorkerId
+from isthmus.core.ids import BlockId, Digest, HandoffId, Incarnation, RegionId, RequestId, TenantId, WorkerId
 from isthmus.core.units import ByteCount, Duration
 from isthmus.engines.launch.describe import describe
 from isthmus.handoff.consumer import ConsumerSide, Deadlines, Peer
@@ -29,12 +30,14 @@ from isthmus.kernels.report import Verified
 from isthmus.lab.bench.harness import Row, row
 from isthmus.ownership import Capacity, DestinationOwner, Ledger, SourceOwner, TransportKind
 from isthmus.serve.channel import Channel, connect
-from isthmus.serve.messages import Message, Pulse, Snapshot
+from isthmus.serve.link import Link, listen
+from isthmus.serve.messages import Message, PeerHello, Pulse, Snapshot
 from isthmus.state.encoding import Encoding, StorageDtype
 from isthmus.state.partition import Partition
 from isthmus.state.plan import TransformPlan
 from isthmus.state.representation import GroupKind, GroupRepresentation, KvOrder, Layout, attention
 from isthmus.state.runtime_kv_state import KVRepresentation, Residency, RuntimeKVState
+from isthmus.state.tokens import pack_tokens
 from isthmus.transport.base import BlockRead, Endpoint, MemoryEndpoint
 
 __all__ = ["bench_control", "serve_producer"]
@@ -111,13 +114,13 @@ class _Counted(RemoteProducer):
         self._to = channel
         self.calls = 0
 
-    async def prefill(self, order: PrefillOrder) -> PrefillReply:
+    async def prefill(self, order: PrefillOrder, deadline: Duration) -> PrefillReply:
         self.calls += 1
-        return await super().prefill(order)
+        return await super().prefill(order, deadline)
 
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
+    async def confirm(self, order: ConfirmOrder, deadline: Duration) -> ConfirmReply:
         self.calls += 1
-        return await super().confirm(order)
+        return await super().confirm(order, deadline)
 
     async def cpu_seconds(self) -> float:
         """What the other process has used of its CPU."""
@@ -139,14 +142,18 @@ async def bench_control(rounds: int) -> list[Row]:
             "127.0.0.1", port, clock, handler=_nothing_called, posted=_nothing_posted, peer=PRODUCER, deadline=PATIENCE
         )
         running = asyncio.create_task(channel.run())
+        await channel.call(
+            PeerHello(worker=CONSUMER, incarnation=CONSUMER_LIFE, to=PRODUCER, to_incarnation=PRODUCER_LIFE)
+        )
         producer, side = _Counted(channel), _consumer(clock)
         ours, theirs, walls = [list[float]() for _ in range(3)]
         for index in range(rounds + 1):
             count = HANDOFFS if index else WARM
+            requests = [_request(clock.token(), first) for first in range(count)]
             theirs_before = await producer.cpu_seconds()
             cpu, wall, producer.calls = time.process_time(), clock.now(), 0
-            for _ in range(count):
-                await _one(side, producer, clock)
+            for request in requests:
+                await _one(side, producer, clock, request)
             if index:
                 ours.append((time.process_time() - cpu) / count * 1e6)
                 walls.append((clock.now() - wall) / count / 1e3)
@@ -191,14 +198,12 @@ def _consumer(clock: SystemClock) -> ConsumerSide:
     )
 
 
-async def _one(side: ConsumerSide, producer: _Counted, clock: SystemClock) -> None:
-    request = Request(
-        request_id=clock.token(),
-        attempt=0,
-        tenant=TENANT,
-        token_ids=tuple(range(TOKENS)),
-        sampling=Sampling(max_tokens=2),
-    )
+def _request(name: str, first: int) -> Request:
+    tokens = pack_tokens(range(first, first + TOKENS))
+    return Request(request_id=RequestId(name), attempt=0, tenant=TENANT, tokens=tokens, sampling=Sampling(max_tokens=2))
+
+
+async def _one(side: ConsumerSide, producer: _Counted, clock: SystemClock, request: Request) -> None:
     placed = Placed(request=request, producer=PRODUCER, producer_incarnation=PRODUCER_LIFE)
     released = await hand_off(placed, producer, side, watch=Watch(clock), on_token=lambda reply: None)
     side.finish(released.filled.reserved)
@@ -222,8 +227,10 @@ async def serve_producer() -> None:
     side = ProducerSide(engine, owner, worker=PRODUCER, incarnation=PRODUCER_LIFE, wait=PATIENCE)
     done = asyncio.Event()
 
-    async def called(_: Channel, message: Message) -> Message:
+    async def called(channel: Channel, message: Message) -> Message:
         match message:
+            case PeerHello():
+                channel.greeted = True
             case PrefillOrder():
                 return await side.prefill(message)
             case ConfirmOrder():
@@ -235,14 +242,14 @@ async def serve_producer() -> None:
             case Pulse():
                 return Snapshot(json=json.dumps(time.process_time()).encode())
             case _:
-                return await _nothing_called(_, message)
+                return await _nothing_called(channel, message)
         return Ack()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Channel(reader, writer, clock, handler=called, posted=_nothing_posted).run()
+    async def accept(link: Link) -> None:
+        await Channel(link, clock, handler=called, posted=_nothing_posted).run()
         done.set()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await listen(accept, "127.0.0.1", 0, tls=None)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await done.wait()

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,15 +81,18 @@ class Forks:
         await self._process.wait()
         await asyncio.wait({self._hearing})
 
-    def spawner(self, environment: Mapping[str, Mapping[str, str]]) -> Spawn:
-        """For one deployment; `environment` is each member's own, by its name."""
+    def spawner(
+        self, environment: Mapping[str, Mapping[str, str]], namespace: Callable[[str], Path] | None = None
+    ) -> Spawn:
+        """For one deployment; `environment` is each member's own, by its name, as is the network `namespace`."""
 
         async def spawn(name: str, arguments: Sequence[str], log: Path) -> Forked:
-            return await self._fork(name, Path(arguments[-1]), log, environment.get(name, {}))
+            network = "" if namespace is None else str(namespace(name))
+            return await self._fork(name, Path(arguments[-1]), log, environment.get(name, {}), network)
 
         return spawn
 
-    async def _fork(self, name: str, config: Path, log: Path, environment: Mapping[str, str]) -> Forked:
+    async def _fork(self, name: str, config: Path, log: Path, environment: Mapping[str, str], network: str) -> Forked:
         self._next_id += 1
         order = {
             "id": self._next_id,
@@ -97,6 +100,7 @@ class Forks:
             "config": str(config),
             "log": str(log),
             "environment": dict(environment),
+            "network": network,
         }
         answer: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
         self._asked[self._next_id] = answer

@@ -45,9 +45,10 @@ class _Pair:
 
 
 class FaultProxy:
-    """One listening port, one target. Use as an async context manager; `fault` is what goes wrong now."""
+    """One listening port, one target, both on `host`. Use as an async context manager."""
 
-    def __init__(self, listens: int, target: int, clock: Clock) -> None:
+    def __init__(self, listens: int, target: int, clock: Clock, *, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._listens = listens
         self._target = target
         self._clock = clock
@@ -59,7 +60,7 @@ class FaultProxy:
         self.harmed = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._listens)
+        self._server = await asyncio.start_server(self._accept, self._host, self._listens)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -91,7 +92,7 @@ class FaultProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
         except OSError:
             writer.transport.abort()
             return

@@ -14,7 +14,7 @@ from isthmus.core.clock import Instant
 from isthmus.core.ids import Incarnation
 from isthmus.core.units import Duration
 from isthmus.lab.bench.harness import result, row
-from isthmus.lab.chaos.fleet import Cause, Death, Freeze
+from isthmus.lab.chaos.fleet import Cause, Death
 from isthmus.lab.chaos.load import Answered, Ending
 from isthmus.lab.chaos.run import ChaosRun
 from isthmus.lab.chaos.shapes import LEASE
@@ -56,6 +56,11 @@ def report(run: ChaosRun) -> dict[str, Any]:
         "sigstops": run.dealt.get("sigstop", 0),
         "faults": run.dealt,
         "connections_harmed": run.harmed,
+        "partitions": {
+            "by": "network namespaces" if run.namespaces else "proxy",
+            "seconds": _spread([(silence.ended - silence.began) / 1e9 for silence in run.silences]),
+            "packets_lost": run.packets_lost,
+        },
         "ends": {cause.value: sum(death.cause is cause for death in run.deaths) for cause in Cause},
         "requests": {"all": len(run.answered), **endings, "cut_without_excuse": len(cut)},
         "errors": dict(Counter(each.reason[:REASON_CHARS] for each in run.answered if each.ending is Ending.ERROR)),
@@ -79,6 +84,7 @@ def _command(run: ChaosRun) -> str:
     order = run.order
     numbers = [f"--sigkills={order.sigkills}", f"--sigstops={order.sigstops}", f"--seconds={order.duration.seconds:g}"]
     what = [f"--model={order.model}", f"--mode={order.mode}", f"--seed={order.seed}"]
+    what.append(f"--partitions={'namespaces' if run.namespaces else 'proxy'}")
     return shlex.join(["isthmus", "verify", "chaos", *numbers, *what])
 
 
@@ -111,17 +117,20 @@ def _killed(deaths: Sequence[Death]) -> list[Death]:
 
 
 def _reclaim_seconds(run: ChaosRun, trace: Trace) -> list[float]:
-    """By worker that was not itself stopped meanwhile: a stopped process frees nothing, and nobody asks it to."""
+    """By worker that was itself neither stopped nor partitioned meanwhile: such a one hears nothing of a death."""
     died = {Incarnation(death.incarnation): death.at for death in _killed(run.deaths) if death.incarnation}
     return [
         (reclaim.freed - reclaim.died) / 1e9
         for reclaim in trace.reclaims(died)
-        if not _frozen(run.freezes, reclaim.worker, reclaim.died, reclaim.freed)
+        if not _out_of_reach(run, reclaim.worker, reclaim.died, reclaim.freed)
     ]
 
 
-def _frozen(freezes: Sequence[Freeze], name: str, since: Instant, until: Instant) -> bool:
-    return any(each.name == name and each.began < until and since < each.ended for each in freezes)
+def _out_of_reach(run: ChaosRun, name: str, since: Instant, until: Instant) -> bool:
+    """Whether it was at any time. TCP's pauses double: what was lost is sent again once as long again has passed."""
+    spans: list[tuple[int, int]] = [(each.began, each.ended) for each in run.freezes if each.name == name]
+    spans += [(each.began, 2 * each.ended - each.began) for each in run.silences if each.name == name]
+    return any(began < until and since < ended for began, ended in spans)
 
 
 def _unexcused(run: ChaosRun) -> list[Answered]:

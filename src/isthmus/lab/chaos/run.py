@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from isthmus.core.clock import Clock, Instant, SystemClock
-from isthmus.core.errors import DeadlineExceeded
+from isthmus.core.errors import DeadlineExceeded, Unsupported
 from isthmus.core.units import Duration
 from isthmus.lab.chaos.chance import Chance
 from isthmus.lab.chaos.disk import TinyDisk
@@ -21,8 +21,9 @@ from isthmus.lab.chaos.fleet import Death, Fleet, Freeze
 from isthmus.lab.chaos.forks import Forks
 from isthmus.lab.chaos.load import Answered, Load
 from isthmus.lab.chaos.model import KV_HEADS, Reference, answer_alone, prepare
+from isthmus.lab.chaos.partitions import Network, Silence
 from isthmus.lab.chaos.proxy import FaultProxy
-from isthmus.lab.chaos.shapes import LEASE, STARVED, answered_within, shape_of
+from isthmus.lab.chaos.shapes import APART, LEASE, STARVED, answered_within, shape_of
 
 __all__ = ["ChaosOrder", "ChaosRun", "run_chaos", "run_deployment"]
 
@@ -40,7 +41,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOrder:
-    """What was asked for."""
+    """What was asked for. `partitions`: by `namespaces`, which must be permitted then, by `proxy`, or `auto`."""
 
     sigkills: int
     sigstops: int
@@ -48,20 +49,27 @@ class ChaosOrder:
     model: str
     seed: int
     mode: str = "pull"
+    partitions: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosRun:
-    """What happened. `held` is what each worker still holds when all is healed and quiet: nothing, or a leak."""
+    """What happened. `held` is what each worker still holds when all is healed and quiet: nothing, or a leak.
+
+    `namespaces`: whether there were partitions by network namespaces; else the proxies lost one direction at most.
+    """
 
     order: ChaosOrder
     folder: Path
     began: Instant
     ended: Instant
     dealt: dict[str, int]
+    namespaces: bool
     harmed: dict[str, int]
+    packets_lost: dict[str, int]
     deaths: list[Death]
     freezes: list[Freeze]
+    silences: list[Silence]
     answered: list[Answered]
     held: dict[str, Any]
     unhealed: str
@@ -94,22 +102,41 @@ async def run_deployment(
     """
     clock = SystemClock()
     async with AsyncExitStack() as stack:
+        network = _network(order, stack, say)
         disk = await stack.enter_async_context(TinyDisk(folder / "full", folder / "starved"))
         if not disk.mounted:
             say("no rights to mount a disk: no member is starved of it")
         full_disk = disk.at if disk.mounted else None
-        shape = shape_of(model, folder, heads=KV_HEADS[order.model], mode=order.mode, full_disk=full_disk)
+        heads = KV_HEADS[order.model]
+        shape = shape_of(model, folder, heads=heads, mode=order.mode, full_disk=full_disk, network=network)
         links = {
-            link.name: await stack.enter_async_context(FaultProxy(link.listens, link.target, clock))
+            link.name: await stack.enter_async_context(FaultProxy(link.listens, link.target, clock, host=shape.host))
             for link in shape.links
         }
         everyone = {name: {**shape.environment.get(name, {}), **environment.get(name, {})} for name in shape.names}
-        spawn = forks.spawner(everyone)
+        spawn = forks.spawner(everyone, None if network is None else network.path)
         fleet = await stack.enter_async_context(Fleet(shape, spawn, _log_folder(folder, full_disk), clock))
         say(f"started: {', '.join(fleet.names)}")
-        run = await _under_load(order, folder, fleet, links, references, clock, say)
+        run = await _under_load(order, folder, fleet, links, network, references, clock, say)
     (folder / "run.json").write_bytes(msgspec.json.encode(run, enc_hook=str))
     return run
+
+
+def _network(order: ChaosOrder, stack: AsyncExitStack, say: Say) -> Network | None:
+    """Namespaces for the members that are apart, left with `stack`; None where there are to be none, or can be none.
+
+    Raises:
+        Unsupported: they were asked for and are not to be had.
+    """
+    if order.partitions == "proxy":
+        return None
+    try:
+        return stack.enter_context(Network(APART))
+    except Unsupported as error:
+        if order.partitions == "namespaces":
+            raise
+        say(f"no partitions but by proxy: {error}")
+        return None
 
 
 def _log_folder(folder: Path, full_disk: Path | None) -> Path:
@@ -126,6 +153,7 @@ async def _under_load(
     folder: Path,
     fleet: Fleet,
     links: dict[str, FaultProxy],
+    network: Network | None,
     references: Sequence[Reference],
     clock: Clock,
     say: Say,
@@ -138,7 +166,7 @@ async def _under_load(
         concurrency=CONCURRENCY[order.model],
         answered_within=answered_within(fleet.config),
     )
-    faults = Faults(fleet, links, Chance(order.seed), clock, lease=LEASE)
+    faults = Faults(fleet, links, network, Chance(order.seed), clock, lease=LEASE)
     began = clock.now()
     await load.start()
     saying = asyncio.create_task(_say_progress(faults, fleet, load, clock, say))
@@ -158,9 +186,12 @@ async def _under_load(
         began=began,
         ended=clock.now(),
         dealt=dict(sorted(faults.dealt.items())),
+        namespaces=network is not None,
         harmed={name: link.harmed for name, link in links.items()},
+        packets_lost={} if network is None else network.packets_lost,
         deaths=fleet.deaths,
         freezes=fleet.freezes,
+        silences=faults.silences,
         answered=load.answered,
         held=held,
         unhealed=unhealed,

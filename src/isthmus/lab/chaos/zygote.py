@@ -1,7 +1,7 @@
 """The fork server: a process that has imported torch and isthmus once, and forks a member of a deployment per line.
 
-    driver ── {"id", "name", "config", "log", "environment"} ──► zygote ── fork ──► member
-           ◄─ {"id", "pid"}, later {"pid", "status"} ──────────
+    driver ── {"id", "name", "config", "log", "environment", "network"} ──► zygote ── fork ──► member
+           ◄─ {"id", "pid"}, later {"pid", "status"} ─────────────────────
 
 Starting a worker costs tens of milliseconds instead of seconds of imports, so that hundreds of kills fit into minutes.
 Members are real processes: they get real signals, die alone, and die with this process. It has one thread, always:
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from isthmus.core.errors import Bug
 from isthmus.lab.chaos.member import run_member
+from isthmus.lab.chaos.namespaces import enter
 
 __all__ = ["serve"]
 
@@ -98,6 +99,8 @@ def _become(order: dict[str, object], parent: int, run: Run) -> None:
         environment = order["environment"]
         if isinstance(environment, dict):
             os.environ.update(environment)
+        if order["network"]:
+            enter(Path(str(order["network"])))
         status = run(str(order["name"]), Path(str(order["config"])))
     except BaseException:
         traceback.print_exc()

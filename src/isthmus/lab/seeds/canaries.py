@@ -10,6 +10,7 @@ from typing import Final
 
 from isthmus.core.errors import Rejected
 from isthmus.core.ids import Epoch, GrantId, HandoffId, Incarnation, TenantId, WorkerId
+from isthmus.core.units import Duration
 from isthmus.handoff.orders import (
     AbortOrder,
     ConfirmOrder,
@@ -43,23 +44,23 @@ class _SaysYes:
     def __init__(self, inner: Producer) -> None:
         self._inner = inner
 
-    async def prefill(self, order: PrefillOrder) -> PrefillReply:
-        return await self._inner.prefill(order)
+    async def prefill(self, order: PrefillOrder, deadline: Duration) -> PrefillReply:
+        return await self._inner.prefill(order, deadline)
 
-    async def register(self, order: RegisterOrder) -> None:
-        await self._inner.register(order)
+    async def register(self, order: RegisterOrder, deadline: Duration) -> None:
+        await self._inner.register(order, deadline)
 
-    async def written(self, order: WrittenOrder) -> None:
-        await self._inner.written(order)
+    async def written(self, order: WrittenOrder, deadline: Duration) -> None:
+        await self._inner.written(order, deadline)
 
-    async def confirm(self, order: ConfirmOrder) -> ConfirmReply:
+    async def confirm(self, order: ConfirmOrder, deadline: Duration) -> ConfirmReply:
         return ConfirmReply(epoch=order.epoch)
 
-    async def renew(self, order: RenewOrder) -> None:
-        await self._inner.renew(order)
+    async def renew(self, order: RenewOrder, deadline: Duration) -> None:
+        await self._inner.renew(order, deadline)
 
-    async def abort(self, order: AbortOrder) -> None:
-        await self._inner.abort(order)
+    async def abort(self, order: AbortOrder, deadline: Duration) -> None:
+        await self._inner.abort(order, deadline)
 
 
 class _InstallsUnasked(WatchedConsumer):
@@ -74,7 +75,7 @@ class _AsksBeforeCopy(_InstallsUnasked):
         order = ConfirmOrder(
             grant=ownership.grant, epoch=ownership.epoch, holder=worker, holder_incarnation=incarnation
         )
-        await producer.confirm(order)
+        await producer.confirm(order, self._deadlines.confirm)
         return await super().transfer(planned, producer)
 
 

@@ -1,8 +1,9 @@
 """A simulated process's own clock: a little fast or slow, and it may jump ahead. Its chance comes from the seed."""
 
 import asyncio
+from collections.abc import Callable
 
-from isthmus.core.clock import Chance, Instant
+from isthmus.core.clock import Chance, Instant, Timer
 from isthmus.core.units import Duration
 from isthmus.lab.seeds.loop import VirtualLoop
 
@@ -27,12 +28,15 @@ class SkewedClock:
 
     async def sleep(self, duration: Duration) -> None:
         woken: asyncio.Future[None] = asyncio.Future(loop=self._loop)
-        # Rounded up, so that who sleeps until an instant finds it passed.
-        timer = self._loop.call_in(int(duration.ns / self._rate) + 2, _wake, woken)
+        timer = self.call_later(duration, lambda: _wake(woken))
         try:
             await woken
         finally:
             timer.cancel()
+
+    def call_later(self, duration: Duration, callback: Callable[[], object]) -> Timer:
+        # Rounded up, so that who sleeps until an instant finds it passed.
+        return self._loop.call_in(int(duration.ns / self._rate) + 2, callback)
 
     def token(self) -> str:
         return self._chance.token()

@@ -7,12 +7,13 @@ from functools import partial
 from isthmus.core.clock import Chance
 from isthmus.core.errors import BadInput, FrameInvalid, Lost
 from isthmus.core.ids import HandoffId, Incarnation, WorkerId
-from isthmus.core.waiting import settle, through
+from isthmus.core.units import Duration
+from isthmus.core.waiting import settle, through, within
 from isthmus.handoff.consumer import Deadlines, Peer
 from isthmus.handoff.exposure import WriteGuard
 from isthmus.handoff.handoff import hand_off
 from isthmus.handoff.orders import Ack, PrefillReply
-from isthmus.handoff.remote import RemoteProducer
+from isthmus.handoff.remote import Order, RemoteProducer
 from isthmus.handoff.request import Request
 from isthmus.handoff.stages import Placed, Reserved
 from isthmus.handoff.watch import Watch as Stopwatch
@@ -153,6 +154,9 @@ class Consumer(Worker):
             if task is not None:
                 task.cancel()
 
+    async def _ask(self, producer: Life, order: Order, deadline: Duration) -> Body:
+        return await within(self.clock, deadline, self.call(producer, order), type(order).__name__)
+
     async def _answer(self, order: Generate) -> None:
         request = order.request
         placed = Placed(
@@ -160,7 +164,7 @@ class Consumer(Worker):
             producer=WorkerId(order.producer),
             producer_incarnation=Incarnation(order.producer_incarnation),
         )
-        producer = RemoteProducer(partial(self.call, (placed.producer, placed.producer_incarnation)))
+        producer = RemoteProducer(partial(self._ask, (placed.producer, placed.producer_incarnation)))
 
         def on_token(reply: PrefillReply) -> None:
             self._send(request, request.sampled, reply.token, reply.finish_reason)

@@ -191,7 +191,7 @@ class PaperEngine:
             raise ConversionOutOfBounds("value: beyond what the pool can hold", field="value")
         target = table(plan, self.num_blocks, producer=False)
         slots = self._slots(blocks, 0, tokens)
-        handoff = state.ownership.handoff_id()
+        handoff = state.ownership.handoff
         for start in range(0, tokens, self._pace.convert_tokens):
             stop = min(start + self._pace.convert_tokens, tokens)
             await self._clock.sleep(self._pace.step)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from isthmus.core.clock import Chance
 from isthmus.core.errors import BadInput, Bug, CapacityExceeded, ContextTooLong, FrameInvalid, IsthmusError, Lost
-from isthmus.core.ids import Incarnation, WorkerId
+from isthmus.core.ids import Incarnation, RequestId, TenantId, WorkerId
 from isthmus.core.waiting import within
 from isthmus.handoff.request import Request, Sampling
 from isthmus.lab.seeds.clocks import SkewedClock
@@ -24,6 +24,7 @@ from isthmus.lab.seeds.worker import Common, Worker
 from isthmus.ownership import TransportKind
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.messages import CancelRequest, Generate, TokenEvent
+from isthmus.state.tokens import pack_tokens
 
 __all__ = ["ATTEMPTS_MAX", "Ask", "Gateway"]
 
@@ -53,10 +54,10 @@ class Ask:
 
     def request(self) -> Request:
         return Request(
-            request_id=self.request_id,
+            request_id=RequestId(self.request_id),
             attempt=self.attempt,
-            tenant=self.prompt.tenant,
-            token_ids=(*self.prompt.token_ids, *self.sent),
+            tenant=TenantId(self.prompt.tenant),
+            tokens=pack_tokens((*self.prompt.token_ids, *self.sent)),
             sampling=Sampling(max_tokens=self.prompt.max_tokens),
             sampled=len(self.sent),
         )

@@ -97,7 +97,7 @@ class Producer(Worker):
     async def handle(self, caller: Life, message: Body) -> Body:
         match message:
             case PrefillOrder():
-                self.common.watch.reserved(HandoffId(message.handoff), message.request.tenant_id())
+                self.common.watch.reserved(HandoffId(message.handoff), message.request.tenant)
                 return await self.side.prefill(message)
             case ConfirmOrder():
                 return await self.side.confirm(message)

@@ -152,7 +152,7 @@ class Watch:
         reserved = offered.filled.reserved
         self.installs += 1
         if owner.state(reserved.handoff).mode is TriggerMode.PULL:
-            self._check_pull(offered.state.ownership.grant_id(), owner, reserved.handoff)
+            self._check_pull(offered.state.ownership.grant, owner, reserved.handoff)
         else:
             self._check_push(owner, reserved.handoff)
         token_ids = reserved.placed.request.token_ids

@@ -178,7 +178,9 @@ def _progress(state: DestinationHandoff, event: _Progress) -> Stepped:
     parts = with_part(state, event.part, after)
     phase = phase_of(parts)
     moved = replace(state, parts=parts, phase=phase)
-    return replace(moved, access=PhysicalAccess.DRAINED) if moved.prepared else moved, ()
+    if phase is DestinationPhase.VERIFYING and moved.prepared:
+        return replace(moved, access=PhysicalAccess.DRAINED), ()
+    return moved, ()
 
 
 def _confirmed(state: DestinationHandoff, event: Confirmed) -> Stepped:

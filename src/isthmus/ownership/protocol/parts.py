@@ -33,12 +33,14 @@ _PHASES = {
 def with_part(state: DestinationHandoff, index: int, stage: PartStage, **changes: Any) -> tuple[Part, ...]:
     """All parts, with one of them at `stage`."""
     part = replace(state.parts[index], stage=stage, **changes)
+    if len(state.parts) == 1:
+        return (part,)
     return (*state.parts[:index], part, *state.parts[index + 1 :])
 
 
 def phase_of(parts: tuple[Part, ...]) -> DestinationPhase:
     """The phase of a hand-off whose bytes are on their way."""
-    return _PHASES.get(min(part.stage for part in parts), DestinationPhase.VERIFYING)
+    return _PHASES.get(min([part.stage for part in parts]), DestinationPhase.VERIFYING)
 
 
 def own_active(state: DestinationHandoff, stage: PartStage) -> bool:

@@ -23,10 +23,11 @@ from isthmus.core.errors import (
 from isthmus.core.limits import CONNECTIONS_PER_EXPORTER_MAX, HANDOFFS_LOGGED_MAX, HANDOFFS_REMEMBERED_MAX
 from isthmus.core.units import Duration
 from isthmus.core.waiting import within
-from isthmus.serve.channel import Channel, accepting
+from isthmus.serve.channel import Channel
 from isthmus.serve.gateway.addresses import Addresses
 from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry, Seat
+from isthmus.serve.link import Link, listen
 from isthmus.serve.messages import (
     HandoffReport,
     Hello,
@@ -77,7 +78,7 @@ class Control:
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept workers on a bound socket, and watch them, until cancelled."""
-        server = await asyncio.start_server(self._accept, sock=listening, **accepting(self._tls))
+        server = await listen(self._accept, sock=listening, tls=self._tls)
         try:
             await self._watch()
         finally:
@@ -85,8 +86,8 @@ class Control:
             for seat in self._registry.seats():
                 seat.channel.close("the gateway stops")
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+    async def _accept(self, link: Link) -> None:
+        channel = Channel(link, self._clock, handler=self._handle, posted=self._posted)
         if self._connections >= CONNECTIONS_PER_EXPORTER_MAX:
             channel.close("too many connections")
             return

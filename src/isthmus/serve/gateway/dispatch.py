@@ -24,7 +24,7 @@ from isthmus.core.errors import (
     NotAuthorised,
     PeerLost,
 )
-from isthmus.core.ids import WorkerId
+from isthmus.core.ids import RequestId, TenantId, WorkerId
 from isthmus.core.units import Duration
 from isthmus.handoff.request import Request, Sampling
 from isthmus.placement.routing import choose
@@ -32,6 +32,7 @@ from isthmus.serve.gateway.metrics import Metrics
 from isthmus.serve.gateway.registry import Registry, Seat
 from isthmus.serve.gateway.retries import RetryBudget
 from isthmus.serve.messages import CancelRequest, Generate, Message, TokenEvent
+from isthmus.state.tokens import pack_tokens
 
 __all__ = ["Ask", "Dispatcher"]
 
@@ -60,10 +61,10 @@ class Ask:
 
     def request(self) -> Request:
         return Request(
-            request_id=self.request_id,
+            request_id=RequestId(self.request_id),
             attempt=self.attempts,
-            tenant=self.tenant,
-            token_ids=(*self.prompt, *self.sent),
+            tenant=TenantId(self.tenant),
+            tokens=pack_tokens((*self.prompt, *self.sent)),
             sampling=self.sampling,
             sampled=len(self.sent),
         )

@@ -133,7 +133,7 @@ class DecodeService:
             attempt=placed.request.attempt,
             producer=placed.producer,
             consumer=self._worker,
-            tokens=len(placed.request.token_ids),
+            tokens=placed.request.num_tokens,
             reused_tokens=filled.reply.reused_tokens,
             have_tokens=filled.reserved.have_tokens,
             have_bytes=round(filled.reserved.have_tokens * planned.offered.state.representation.bytes_per_token),

@@ -18,8 +18,9 @@ from isthmus.ownership.producer import SourceOwner
 from isthmus.ownership.protocol.drain import Evidence, TransportKind
 from isthmus.ownership.protocol.states import TriggerMode
 from isthmus.ownership.side import Side
-from isthmus.serve.channel import Channel, accepting
+from isthmus.serve.channel import Channel
 from isthmus.serve.config import ServeConfig
+from isthmus.serve.link import listen
 from isthmus.serve.messages import Generate, Message
 from isthmus.serve.running import supervised
 from isthmus.serve.worker.decode import DecodeService
@@ -97,7 +98,7 @@ async def _serve_prefill(process: Process) -> None:
 
     exporters = open_exporters(process.transports, process.transport, process.engine.lender, owner)
     try:
-        server = await asyncio.start_server(service.accept, process.pool.host, process.port, **accepting(process.tls))
+        server = await listen(service.accept, process.pool.host, process.port, tls=process.tls)
     except OSError as error:
         where = f"{process.pool.host}:{process.port}"
         raise ConfigInvalid(f"pools.port: {where}: {error.strerror or error}", field="port") from None

@@ -2,11 +2,13 @@
 
 import asyncio
 
-from isthmus.core.clock import Clock
+from isthmus.core.clock import Clock, after
 from isthmus.core.errors import FrameInvalid, PeerLost
 from isthmus.core.ids import Incarnation, WorkerId
 from isthmus.core.units import Duration
+from isthmus.core.waiting import within
 from isthmus.handoff.remote import Order, RemoteProducer
+from isthmus.ownership.leases import left
 from isthmus.serve.channel import Channel, connect
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
@@ -40,15 +42,23 @@ class Peers:
         membership.on_fenced(self._fenced)
 
     async def producer(self, worker: WorkerId, incarnation: Incarnation) -> RemoteProducer:
-        """The producer of this life. Raises PeerLost where it is no member or cannot be reached.
+        """The producer of this life.
+
+        Raises:
+            PeerLost: it is no member, or cannot be reached. DeadlineExceeded: it does not answer.
 
         A channel that breaks is dialled anew, for what is asked again.
         """
         await self._channel(worker, incarnation)
 
-        async def call(order: Order) -> Message:
-            channel = await self._channel(worker, incarnation)
-            return await channel.call(order)
+        async def call(order: Order, deadline: Duration) -> Message:
+            ends = after(self._clock.now(), deadline)
+            opening = self._channels.get((worker, incarnation))
+            if opening is None or not opening.done() or _over(opening):
+                channel = await within(self._clock, deadline, self._channel(worker, incarnation), f"dialling {worker}")
+            else:
+                channel = opening.result()
+            return await channel.call(order, left(ends, self._clock.now()))
 
         return RemoteProducer(call)
 
@@ -93,7 +103,8 @@ class Peers:
             version=version,
         )
         try:
-            await channel.call(hello)
+            # Packets may vanish from here on without a word, and nobody pulses on this channel.
+            await within(self._clock, CONNECT_DEADLINE, channel.call(hello), f"hello to {worker}")
         except BaseException:
             channel.close()
             raise

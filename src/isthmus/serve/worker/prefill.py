@@ -20,6 +20,7 @@ from isthmus.handoff.orders import (
 from isthmus.handoff.producer import ProducerSide
 from isthmus.ownership.protocol.drain import Evidence
 from isthmus.serve.channel import Channel
+from isthmus.serve.link import Link
 from isthmus.serve.messages import Message, PeerHello
 from isthmus.serve.worker.membership import Membership
 from isthmus.transport.tls import Proof, Tls
@@ -55,9 +56,9 @@ class PrefillService:
         membership.on_fenced(self._fenced)
         membership.on_exited(self._exited)
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, link: Link) -> None:
         """A consumer has connected."""
-        channel = Channel(reader, writer, self._clock, handler=self._handle, posted=self._posted)
+        channel = Channel(link, self._clock, handler=self._handle, posted=self._posted)
         if len(self._running) >= CONNECTIONS_PER_EXPORTER_MAX:
             channel.close("too many connections")
             return
@@ -114,7 +115,7 @@ class PrefillService:
             raise NotAuthorised(f"holder: {self._holders[channel][0]} cannot speak for {order.holder}", field="holder")
         proof = self._proofs.get(channel)
         if proof is not None and isinstance(order, PrefillOrder):
-            proof.check_tenant(order.request.tenant_id())  # I7
+            proof.check_tenant(order.request.tenant)  # I7
 
     def _posted(self, channel: Channel, message: Message) -> None:
         raise FrameInvalid(f"post: a consumer does not post {type(message).__name__}", field="post")

@@ -6,7 +6,9 @@ stop.
 """
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
+from typing import cast
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import (
@@ -20,6 +22,7 @@ from isthmus.core.errors import (
     Rejected,
 )
 from isthmus.core.limits import (
+    CONNECTION_SILENCE_SECONDS_MAX,
     CONNECTIONS_PER_EXPORTER_MAX,
     CONNECTIONS_PER_PEER_MAX,
     CONTROL_FRAME_BYTES_MAX,
@@ -36,6 +39,7 @@ from isthmus.transport.tls import Tls
 __all__ = ["FRAME_DURATION_MAX", "TcpServer"]
 
 FRAME_DURATION_MAX = Duration.of_ms(FRAME_MS_MAX)
+PROBES = 3
 CONNECTIONS_OF_PEER_MAX = 2 * CONNECTIONS_PER_PEER_MAX
 """Twice what a peer opens: those that it has aborted may not have been noticed yet. Each serves one request at a time,
 so this also bounds the reads and bytes that one peer can have in flight.
@@ -97,6 +101,7 @@ class TcpServer(ABC):
         if taken >= 2 * CONNECTIONS_PER_EXPORTER_MAX:
             stream.abort()  # not even time for a word
             return
+        _probe(stream)
         full = taken >= CONNECTIONS_PER_EXPORTER_MAX
         conversation = asyncio.create_task(self._converse(stream, full=full))
         self._conversations.add(conversation)
@@ -153,3 +158,13 @@ class TcpServer(ABC):
             await within(self._clock, FRAME_DURATION_MAX, stream.send(encode_frame(refusal)), "refusal")
         except Lost:
             stream.abort()  # the peer does not want to know
+
+
+def _probe(stream: Stream) -> None:
+    """Have the kernel ask now and then whether a peer at rest is there: one whose host is gone takes no leave."""
+    connection = cast(socket.socket, stream.get_extra_info("socket"))
+    interval = max(1, CONNECTION_SILENCE_SECONDS_MAX // (2 * PROBES))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBES * interval)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
